@@ -1,4 +1,8 @@
-"""A 16550A serial port (PC16550D data sheet; its register numbers below), with a transmitter that takes no time."""
+"""A 16550A serial port (PC16550D data sheet; its register numbers below), with a transmitter that takes no time.
+
+Words are as long as LCR says, five bits after reset: whoever prints without programming LCR sees garbage here as on
+Bochs and on a real port.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,7 @@ MSR = 6
 SCR = 7
 
 LCR_DLAB = 0x80
+LCR_WORD_LENGTH = 0x03  # 5 bits and that many more
 MCR_LOOPBACK = 0x10
 LSR_DATA_READY = 0x01
 LSR_THR_EMPTY = 0x20
@@ -101,6 +106,7 @@ class Uart:
 
     def _send(self, value: int) -> None:
         self._thr_pending = True
+        value &= (1 << 5 + (self.lcr & LCR_WORD_LENGTH)) - 1
         if self.mcr & MCR_LOOPBACK:
             self._received.append(value)
         else:
