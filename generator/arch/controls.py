@@ -148,6 +148,7 @@ PROCBASED3 = ControlWord(
         (4, "IPI_VIRTUALIZATION",           "IPIs of the guest are posted"),
         (6, "ENABLE_MSRLIST_INSTRUCTIONS",  "RDMSRLIST and WRMSRLIST work in the guest; else #UD"),
         (7, "VIRTUALIZE_IA32_SPEC_CTRL",    "the guest's IA32_SPEC_CTRL has a mask and a shadow"),
+        (8, "APIC_TIMER_VIRTUALIZATION",    "the guest's TSC deadline is virtualized"),
     ))
 
 EXIT = ControlWord(
@@ -178,6 +179,7 @@ EXIT2 = ControlWord(
     64, 0, ("EXIT", "ACTIVATE_SECONDARY_CONTROLS"), _bits("EXIT2", "25.7.1",
         (0, "SAVE_IA32_FRED",                "FRED MSRs are saved"),
         (1, "LOAD_IA32_FRED",                "FRED MSRs are loaded"),
+        (2, "LOAD_IA32_SPEC_CTRL",           "IA32_SPEC_CTRL is loaded"),
         (3, "PREMATURELY_BUSY_SHADOW_STACK", "a shadow stack made busy too early is reported"),
     ))
 
@@ -199,6 +201,7 @@ ENTRY = ControlWord(
         (21, "LOAD_IA32_LBR_CTL",                 "IA32_LBR_CTL is loaded"),
         (22, "LOAD_PKRS",                         "IA32_PKRS is loaded"),
         (23, "LOAD_IA32_FRED",                    "FRED MSRs are loaded"),
+        (24, "LOAD_IA32_SPEC_CTRL",               "IA32_SPEC_CTRL is loaded"),
     ))
 
 VMFUNC = ControlWord(

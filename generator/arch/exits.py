@@ -112,12 +112,25 @@ EXIT_REASONS: tuple[ExitReason, ...] = (
     _row(77, "TDCALL",                "TDCALL",                                                    "26.1.2"),
     _row(78, "RDMSRLIST",             "RDMSRLIST",                                                 "26.1.3"),
     _row(79, "WRMSRLIST",             "WRMSRLIST",                                                 "26.1.3"),
+    _row(80, "URDMSR",                "URDMSR",                                                    "26.1.3"),
+    _row(81, "UWRMSR",                "UWRMSR",                                                    "26.1.3"),
+    _row(84, "RDMSR_IMMEDIATE",       "RDMSR with the address in the instruction",                 "26.1.3"),
+    _row(85, "WRMSRNS_IMMEDIATE",     "WRMSRNS with the address in the instruction",               "26.1.3"),
 )
 
 BY_NUMBER: Mapping[int, ExitReason] = MappingProxyType({reason.number: reason for reason in EXIT_REASONS})
 BY_NAME: Mapping[str, ExitReason] = MappingProxyType({reason.name: reason for reason in EXIT_REASONS})
 
 
-def describe_qualification(reason_number: int, qualification: int) -> str:
-    """The exit qualification in words, or "" where it says nothing for that reason (SDM 3C 28.2.1 [27.2.1])."""
-    return describe(reason_number, qualification)
+def name(number: int) -> str:
+    """The name of basic exit reason `number`, or "reason N" for one that the manual does not define."""
+    reason = BY_NUMBER.get(number & BASIC_REASON)
+    return reason.name if reason else f"reason {number & BASIC_REASON}"
+
+
+def describe_qualification(reason_number: int, qualification: int, vector: int | None = None) -> str:
+    """The exit qualification in words, or "" where it says nothing for that reason (SDM 3C 28.2.1 [27.2.1]).
+
+    `vector` is the exception's for reason 0: only with it can #DB be told from #PF.
+    """
+    return describe(reason_number, qualification, vector)

@@ -40,11 +40,11 @@ _DEBUG_CAUSES = ((0, "breakpoint 0"), (1, "breakpoint 1"), (2, "breakpoint 2"), 
                  (11, "bus lock"), (13, "debug-register access"), (14, "single step"), (16, "inside a transaction"))
 _APIC_ACCESS_TYPES = MappingProxyType({
     0: "linear read", 1: "linear write", 2: "linear instruction fetch", 3: "linear, during event delivery",
-    10: "guest-physical, during event delivery", 11: "guest-physical, during monitoring or trace",
-    15: "guest-physical, fetch or execution",
+    4: "linear, for monitoring", 10: "guest-physical, during event delivery",
+    11: "guest-physical, for monitoring or trace", 15: "guest-physical, fetch or execution",
 })
 _ENTRY_FAILURES = MappingProxyType({
-    0: "", 1: "qualification 1", 2: "loading the PDPTEs", 3: "injecting an NMI with blocking by STI",
+    0: "", 2: "loading the PDPTEs", 3: "injecting an NMI with blocking by STI",
     4: "the VMCS link pointer",
 })
 
@@ -54,8 +54,7 @@ def _words(table: tuple[tuple[int, str], ...], value: int) -> str:
 
 
 def _debug_exception(value: int) -> str:
-    """Only #DB has a qualification with bits; for #PF it is the linear address. The caller knows the vector."""
-    return ", ".join(word for bit, word in _DEBUG_CAUSES if value >> bit & 1)
+        return ", ".join(word for bit, word in _DEBUG_CAUSES if value >> bit & 1)
 
 
 def _task_switch(value: int) -> str:
@@ -90,7 +89,7 @@ def _io(value: int) -> str:
 
 def _apic_access(value: int) -> str:
     kind = _APIC_ACCESS_TYPES.get(value >> 12 & 15, "unknown kind of access")
-    return f"{kind} at offset {value & 0xFFF:#x}" if value >> 12 & 15 <= 3 else kind
+    return f"{kind} at offset {value & 0xFFF:#x}" if value >> 12 & 15 <= 4 else kind
 
 
 def _ept_violation(value: int) -> str:
@@ -159,17 +158,21 @@ def _mwait(value: int) -> str:
 
 
 _DESCRIBERS: Mapping[int, Callable[[int], str]] = MappingProxyType({
-    0: _debug_exception, 4: _sipi, 9: _task_switch, 14: _linear, 19: _displacement, 21: _displacement,
+    4: _sipi, 9: _task_switch, 14: _linear, 19: _displacement, 21: _displacement,
     22: _displacement, 23: _displacement, 25: _displacement, 27: _displacement, 28: _cr_access, 29: _dr_access,
     30: _io, 33: _entry_failure, 34: _msr_loading, 36: _mwait, 44: _apic_access, 45: _vector, 46: _displacement,
     47: _displacement, 48: _ept_violation, 50: _displacement, 53: _displacement, 56: _apic_write, 58: _displacement,
     62: _nmi_unblocking, 63: _displacement, 64: _displacement, 66: _spp, 75: _timeout,
 })
 
-DESCRIBED = frozenset(_DESCRIBERS)  # the reasons whose qualification says something
+_EXCEPTION_DESCRIBERS: Mapping[int, Callable[[int], str]] = MappingProxyType({1: _debug_exception, 14: _linear})
 
 
-def describe(reason_number: int, qualification: int) -> str:
-    """`qualification` of an exit with basic reason `reason_number` in words; "" where it says nothing."""
-    describer = _DESCRIBERS.get(reason_number & 0xFFFF)
+def describe(reason_number: int, qualification: int, vector: int | None = None) -> str:
+    """`qualification` of an exit with basic reason `reason_number` in words; "" where it says nothing.
+
+    `vector` is needed for reason 0 alone, where #DB (1) and #PF (14) have a qualification and differ in its meaning.
+    """
+    basic = reason_number & 0xFFFF
+    describer = _EXCEPTION_DESCRIBERS.get(-1 if vector is None else vector) if basic == 0 else _DESCRIBERS.get(basic)
     return describer(qualification & (1 << 64) - 1) if describer else ""

@@ -80,6 +80,7 @@ _W16_CONTROL = _table(FieldWidth.W16, FieldType.CONTROL,
     ( 2, "EPTP_INDEX",                    "EPTP index",                                                    "25.6.20"),
     ( 3, "HLAT_PREFIX_SIZE",              "HLAT prefix size",                                              "25.6.23"),
     ( 4, "LAST_PID_POINTER_INDEX",        "last PID-pointer index",                                        "25.6.8"),
+    ( 5, "VIRTUAL_TIMER_VECTOR",          "virtual timer vector",                                          "25.6.8"),
 )
 
 # B.1.2  16-bit guest-state fields
@@ -147,12 +148,14 @@ _W64_CONTROL = _table(FieldWidth.W64, FieldType.CONTROL,
     (34, "SECONDARY_VM_EXIT_CONTROLS",    "secondary VM-exit controls",                                    "25.7.1"),
     (37, "IA32_SPEC_CTRL_MASK",           "IA32_SPEC_CTRL mask",                                           "25.6.26"),
     (38, "IA32_SPEC_CTRL_SHADOW",         "IA32_SPEC_CTRL shadow",                                         "25.6.26"),
+    (39, "GUEST_DEADLINE_SHADOW",         "guest deadline shadow",                                         "25.6.8"),
     (41, "INJECTED_EVENT_DATA",           "injected-event data (FRED)",                                    "25.8.3"),
 )
 
 # B.2.2  64-bit read-only data fields
 _W64_READ_ONLY = _table(FieldWidth.W64, FieldType.READ_ONLY,
     ( 0, "GUEST_PHYSICAL_ADDRESS",        "guest-physical address",                                        "25.9.1"),
+    ( 1, "MSR_DATA",                      "MSR data: the value that WRMSRLIST would write",                "25.9.4"),
     ( 2, "ORIGINAL_EVENT_DATA",           "original-event data (FRED)",                                    "25.9.3"),
 )
 
@@ -179,6 +182,8 @@ _W64_GUEST = _table(FieldWidth.W64, FieldType.GUEST,
     (18, "GUEST_IA32_FRED_SSP1",          "guest IA32_FRED_SSP1",                                          "25.4.1"),
     (19, "GUEST_IA32_FRED_SSP2",          "guest IA32_FRED_SSP2",                                          "25.4.1"),
     (20, "GUEST_IA32_FRED_SSP3",          "guest IA32_FRED_SSP3",                                          "25.4.1"),
+    (23, "GUEST_IA32_SPEC_CTRL",          "guest IA32_SPEC_CTRL",                                          "25.4.1"),
+    (24, "GUEST_DEADLINE",                "guest deadline",                                                "25.4.2"),
 )
 
 # B.2.4  64-bit host-state fields
@@ -195,6 +200,7 @@ _W64_HOST = _table(FieldWidth.W64, FieldType.HOST,
     ( 9, "HOST_IA32_FRED_SSP1",           "host IA32_FRED_SSP1",                                           "25.5"),
     (10, "HOST_IA32_FRED_SSP2",           "host IA32_FRED_SSP2",                                           "25.5"),
     (11, "HOST_IA32_FRED_SSP3",           "host IA32_FRED_SSP3",                                           "25.5"),
+    (13, "HOST_IA32_SPEC_CTRL",           "host IA32_SPEC_CTRL",                                           "25.5"),
 )
 
 # B.3.1  32-bit control fields
