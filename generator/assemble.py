@@ -16,9 +16,11 @@ from dataclasses import dataclass
 
 import capstone
 
+from generator.assemble_check import Decoded, difference
 from generator.assemble_child import Program, locate, run_child
 from generator.assemble_expression import ExpressionError, evaluate
-from generator.assemble_source import Kind, Source, Statement, data_bytes, names_in, parse, without_quotes
+from generator.assemble_rules import refuse
+from generator.assemble_source import Kind, Source, Statement, data_bytes, names_in, parse
 from generator.errors import AssemblerError
 from generator.render import Line
 
@@ -70,33 +72,58 @@ def assemble(
     Labels of earlier units are known in later ones. ``time_limit`` is in seconds, for the child process as a whole.
     Raises AssemblerError, which names the template's file and line, for anything that is not certainly right.
     """
-    known = dict(externals or {})
+    waiting = [(unit, parse(unit.lines, externals or {})) for unit in units]
+    known = _Labels()
     done: list[Assembled] = []
-    waiting = list(units)
     while waiting:
         batch = _independent(waiting, known)
         waiting = waiting[len(batch) :]
-        sources = [parse(unit.lines, known) for unit in batch]
-        programs = [_program(unit, source) for unit, source in zip(batch, sources, strict=True)]
-        codes = run_child(programs, time_limit)
-        for unit, source, program, outcome in zip(batch, sources, programs, codes, strict=True):
+        programs = [_program(unit, source) for unit, source in batch]
+        outcomes = run_child(programs, time_limit)
+        for (unit, source), program, outcome in zip(batch, programs, outcomes, strict=True):
             if outcome.error or not outcome.code:
-                raise locate(unit.name, program, outcome, time_limit)
+                raise locate(unit.name, program, outcome)
             assembled = _finish(unit, source, program, outcome.code)
             done.append(assembled)
-            known.update(assembled.symbols)
+            known.add(assembled)
     return done
 
 
-def _independent(units: Sequence[Unit], known: Mapping[str, int]) -> Sequence[Unit]:
-    """The first units that need no label of one another: they share a child process."""
+class _Labels:
+    """Labels of the units that are done: constants for those to come."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, int] = {}
+        self.units: dict[str, list[str]] = {}
+
+    def add(self, unit: Assembled) -> None:
+        for name, value in unit.symbols.items():
+            self.values[name] = value
+            self.units.setdefault(name, []).append(unit.name)
+
+    def give(self, source: Source) -> None:
+        """Make them known to ``source``, whose own labels and constants come first."""
+        for statement in source.statements:
+            for name in names_in(statement.text):
+                if name not in self.values or name in source.labels or name in source.constants:
+                    continue
+                if len(self.units[name]) > 1:
+                    units = ", ".join(self.units[name])
+                    raise AssemblerError(f"{name!r} is a label of several units ({units})", statement.where)
+                source.constants[name] = self.values[name]
+
+
+def _independent(waiting: Sequence[tuple[Unit, Source]], known: _Labels) -> Sequence[tuple[Unit, Source]]:
+    """The first units that need no label of one another, ready to run: they share a child process."""
     defined: set[str] = set()
-    for count, unit in enumerate(units):
-        words = {word for line in unit.lines for word in names_in(line.text)} if defined else set()
-        if words & defined:
-            return units[:count]
-        defined.update(parse(unit.lines, known).labels)
-    return units
+    for count, (_, source) in enumerate(waiting):
+        if defined:
+            words = {name for statement in source.statements for name in names_in(statement.text)}
+            if words & defined - set(source.labels):
+                return waiting[:count]
+        known.give(source)
+        defined.update(source.labels)
+    return waiting
 
 
 def _program(unit: Unit, source: Source) -> Program:
@@ -104,7 +131,10 @@ def _program(unit: Unit, source: Source) -> Program:
     texts: list[str] = []
     needs: list[list[str]] = []
     for statement in source.statements:
-        names = names_in(statement.text) if statement.kind is Kind.INSTRUCTION else []
+        names: list[str] = []
+        if statement.kind is Kind.INSTRUCTION:
+            refuse(statement, unit.bits, source.constants)
+            names = names_in(statement.text)
         texts.append(_keystone_text(statement, names, source))
         needs.append([name for name in names if name in source.labels])
     at: dict[int, list[str]] = {}
@@ -145,7 +175,7 @@ def _finish(unit: Unit, source: Source, program: Program, raw: bytes) -> Assembl
     size = len(raw) - 4 * (len(statements) + 1)
     offsets = struct.unpack_from(f"<{len(statements) + 1}I", raw, size) if size >= 0 else ()
     if not offsets or offsets[0] != 0 or offsets[-1] != size or list(offsets) != sorted(offsets):
-        raise locate(unit.name, program, None, 20.0)
+        raise locate(unit.name, program, None)
     symbols = dict(source.constants)
     own = {name: unit.base + offsets[index] for name, index in source.labels.items()}
     symbols.update(own)
@@ -164,7 +194,8 @@ def _finish(unit: Unit, source: Source, program: Program, raw: bytes) -> Assembl
             code[start:end] = _NOP * (end - start)
         elif statement.kind is Kind.INSTRUCTION:
             _patch_rip(unit, statement, program.texts[index], code, start, end, symbols)
-    return Assembled(unit.name, unit.base, unit.bits, bytes(code), own, _rows(unit, statements, offsets, bytes(code)))
+    rows = _rows(unit, statements, offsets, bytes(code), symbols)
+    return Assembled(unit.name, unit.base, unit.bits, bytes(code), own, rows)
 
 
 def _patch_rip(
@@ -187,26 +218,27 @@ def _patch_rip(
     code[position : position + 4] = displacement.to_bytes(4, "little", signed=True)
 
 
-def _rows(unit: Unit, statements: Sequence[Statement], offsets: Sequence[int], code: bytes) -> list[ListingRow]:
+def _rows(
+    unit: Unit, statements: Sequence[Statement], offsets: Sequence[int], code: bytes, symbols: Mapping[str, int]
+) -> list[ListingRow]:
+    """One row for each statement, every instruction decoded and compared with its source."""
     mode = {16: capstone.CS_MODE_16, 32: capstone.CS_MODE_32, 64: capstone.CS_MODE_64}[unit.bits]
     decoder = capstone.Cs(capstone.CS_ARCH_X86, mode)
     rows = []
     for index, statement in enumerate(statements):
-        start, end = offsets[index], offsets[index + 1]
-        data = code[start:end]
+        address, data = unit.base + offsets[index], code[offsets[index] : offsets[index + 1]]
         text = statement.text
         if statement.kind is Kind.INSTRUCTION:
-            decoded = list(decoder.disasm_lite(data, unit.base + start))
-            if len(decoded) != 1 or decoded[0][1] != len(data):
+            found = list(decoder.disasm_lite(data, address))
+            if len(found) != 1 or found[0][1] != len(data):
+                made = data.hex(" ") or "nothing"
+                raise AssemblerError(f"{text!r} became {made}, which is not one instruction", statement.where)
+            text = f"{found[0][2]} {found[0][3]}".rstrip()
+            problem = difference(Decoded(statement.text, text, address, data, unit.bits), symbols)
+            if problem is not None:
                 raise AssemblerError(
-                    f"{text!r} became {data.hex(' ') or 'nothing'}, which is not one instruction", statement.where
+                    f"{statement.text!r} became {data.hex(' ')}, that is {text!r}: {problem}", statement.where
                 )
-            text = f"{decoded[0][2]} {decoded[0][3]}".rstrip()
-        row_line = statement.line
-        rows.append(
-            ListingRow(unit.base + start, data, text, row_line.file, row_line.line, row_line.text.strip())
-        )
+        line = statement.line
+        rows.append(ListingRow(address, data, text, line.file, line.line, line.text.strip()))
     return rows
-
-
-__all__ = ["Assembled", "Line", "ListingRow", "Unit", "assemble", "without_quotes"]

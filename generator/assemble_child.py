@@ -15,6 +15,7 @@ from generator.assemble_source import Kind, Statement
 from generator.errors import AssemblerError
 
 _LIBRARIES = ("libkeystone.so", "libkeystone.so.0", "libkeystone.dylib", "keystone.dll")
+_LOCATE_LIMIT = 5.0  # seconds for trying every line alone; all of a large hypervisor takes less than one
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,7 @@ def run_child(programs: Sequence[Program], time_limit: float) -> list[Outcome]:
     return outcomes
 
 
-def locate(unit: str, program: Program, outcome: Outcome | None, time_limit: float) -> AssemblerError:
+def locate(unit: str, program: Program, outcome: Outcome | None) -> AssemblerError:
     """The error for a program that Keystone did not assemble: each statement is tried alone to find the line."""
     indices = [i for i, s in enumerate(program.statements) if s.kind is Kind.INSTRUCTION]
     work = []
@@ -92,7 +93,7 @@ def locate(unit: str, program: Program, outcome: Outcome | None, time_limit: flo
         # Any place will do for a label here: only whether the statement can be assembled is asked.
         labels = "".join(f"{name}:\n" for name in dict.fromkeys(program.needs[index]))
         work.append((program.bits, program.base, f"{program.texts[index]}\n{labels}"))
-    results = _run(work, min(time_limit, 10.0)) if work else []
+    results = _run(work, _LOCATE_LIMIT) if work else []
     for index, result in zip(indices, results, strict=False):
         if result.error or not result.code:
             statement = program.statements[index]

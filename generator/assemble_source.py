@@ -13,7 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
+from generator.assemble_directives import refused_directive
 from generator.assemble_expression import ESCAPES, NAME, ExpressionError, evaluate
+from generator.assemble_operands import RESERVED
 from generator.errors import AssemblerError
 from generator.render import Line
 
@@ -105,6 +107,8 @@ def parse(lines: Sequence[Line], externals: Mapping[str, int]) -> Source:
 
 
 def _check_new(source: Source, name: str, where: str) -> None:
+    if name.lower() in RESERVED:
+        raise AssemblerError(f"{name!r} cannot be a symbol: it is a register or a word of Intel syntax", where)
     if name in source.labels:
         first = source.statements[source.labels[name]].where if source.labels[name] < len(source.statements) else where
         raise AssemblerError(f"{name!r} is defined twice; first at {first}", where)
@@ -150,6 +154,9 @@ def _statement(line: Line, labels: list[str], text: str, constants: Mapping[str,
             return Statement(line, labels, Kind.ALIGN, text, size)
     except ExpressionError as error:
         raise AssemblerError(f"{head}: {error}", where) from None
+    refused = refused_directive(head)
+    if refused is not None:
+        raise AssemblerError(refused, where)
     known = " ".join([*DATA_SIZES, ".ascii .asciz .zero .balign .set"])
     raise AssemblerError(f"directive {head!r} is not one of ours ({known}); loops and conditions are Jinja's", where)
 

@@ -2,8 +2,8 @@
 
 How a line is traced: :class:`_LineMarks` puts an invisible mark (file and line) at the start of every stretch of
 template text and after each newline in it. The marks travel with the text through macros, includes, imports and
-filters, and are taken out after rendering. A line belongs to the last mark before its first visible character; a line without
-a mark (from a helper that returns several lines) belongs to where the line before it came from.
+filters, and are taken out after rendering. A line belongs to the last mark before its first visible character; a line
+without a mark (from a helper that returns several lines) belongs to where the line before it came from.
 A consequence: what a macro returns is text to emit, not a value to compare.
 """
 
