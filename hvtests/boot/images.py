@@ -15,9 +15,31 @@ MULTIBOOT_LOAD = 0x100000
 SHUTDOWN = "mov dx, 0x8900\n" + "".join(f"mov al, {byte}\nout dx, al\n" for byte in b"Shutdown")
 HALT = "cli\nhlt\n"
 SPIN = "spin: jmp spin\n"
-# A breakpoint with an IDT of limit 0 (real mode: with a stack that wraps nothing can be delivered either).
+DUMP_AT = 0x9000
 TEXT_AT = 0x180  # where the text lies behind the code's first byte
 
+REAL_MODE = """
+    cli
+    cld
+    xor ax, ax
+    mov ds, ax
+    mov es, ax
+    mov ss, ax
+    mov sp, 0x7c00
+"""
+DUMP = """
+    cld
+    xor ax, ax
+    mov ds, ax
+    mov si, {at:#x}
+    mov cx, {size}
+    jcxz dumped
+dumping:
+    lodsb al, byte ptr [si]
+    out 0xe9, al
+    loop dumping
+dumped:
+"""
 SAY = """
     mov dx, 0x3fb
     mov al, 3
@@ -58,7 +80,7 @@ def assemble(source: str, address: int, bits: int) -> bytes:
 def program(text: bytes, last: str, address: int, bits: int, first: str = "") -> bytes:
     """Code for ``address`` that runs ``first``, says ``text`` and runs ``last``."""
     if bits == 16:
-        start, si = "cli\ncld\nxor ax, ax\nmov ds, ax\nmov es, ax\nmov ss, ax\nmov sp, 0x7c00\n", "si"
+        start, si = REAL_MODE, "si"
     else:
         start, si = "cli\ncld\n", "esi"
     source = start + first + f"mov {si}, {address + TEXT_AT:#x}\n" + SAY.format(si=si) + last + HALT
@@ -72,6 +94,13 @@ def disk(text: bytes, last: str, first: str = "") -> bytes:
     sector = program(text, last, 0x7C00, 16, first)
     assert len(sector) <= 510, "the text is too long for one sector"
     return sector.ljust(510, b"\0") + b"\x55\xaa"
+
+
+def dump_disk(work: str, size: int, sectors: bytes = b"") -> bytes:
+    """A boot sector that runs ``work`` (16-bit) and puts ``size`` bytes from DUMP_AT on port 0xE9; more sectors follow."""
+    code = assemble(REAL_MODE + work + DUMP.format(at=DUMP_AT, size=size) + debug_exit(0x10) + SHUTDOWN + HALT, 0x7C00, 16)
+    assert len(code) <= 510, f"{len(code)} bytes of code"
+    return code.ljust(510, b"\0") + b"\x55\xaa" + sectors
 
 
 def iso(text: bytes, last: str, first: str = "") -> bytes:
