@@ -86,7 +86,6 @@ class ExceptionVector:
 
 _B, _C, _P, _D = FaultClass.BENIGN, FaultClass.CONTRIBUTORY, FaultClass.PAGE_FAULT, FaultClass.DOUBLE_FAULT
 
-# VMX treats #CP as having an error code, and #VE as contributory like a page fault's peers (SDM 3A table 6-5, note).
 EXCEPTIONS: tuple[ExceptionVector, ...] = tuple(
     ExceptionVector(number, mnemonic, title, has_code, fault_class, "SDM 3A 6.15")
     for number, mnemonic, title, has_code, fault_class in (

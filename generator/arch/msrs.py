@@ -131,7 +131,8 @@ _X2APIC = _table(
     (0x0000_080D, "IA32_X2APIC_LDR",              "x2APIC: logical destination",                        "3A 11.12.1"),
     (0x0000_080F, "IA32_X2APIC_SIVR",             "x2APIC: spurious-interrupt vector",                  "3A 11.12.1"),
     *((first + part, f"IA32_X2APIC_{name}{part}", f"x2APIC: {what}, vectors {part * 32} up", "3A 11.12.1")
-      for first, name, what in ((0x810, "ISR", "in service"), (0x818, "TMR", "trigger mode"), (0x820, "IRR", "requested"))
+      for first, name, what in ((0x810, "ISR", "in service"), (0x818, "TMR", "trigger mode"),
+                                (0x820, "IRR", "requested"))
       for part in range(8)),
     (0x0000_0828, "IA32_X2APIC_ESR",              "x2APIC: error status",                               "3A 11.12.1"),
     (0x0000_082F, "IA32_X2APIC_LVT_CMCI",         "x2APIC: corrected machine checks",                   "3A 11.12.1"),
