@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from types import MappingProxyType
 
-from generator.arch import cr
+from generator.arch import cr, msrs
 from generator.arch.controls import ControlWord
 from hvtests.vmx import cpu_models, features
 from hvtests.vmx.cpu_models import Cpuid
@@ -77,8 +77,8 @@ class CpuModel:
         """A CPU that lacks the named features, and whatever depends on them.
 
         A name is that of a control bit (``"UNRESTRICTED_GUEST"``, or ``"EXIT.LOAD_IA32_PAT"`` for one control word
-        only), of a CPUID bit (``"VMX"``, ``"SMEP"``), or of a capability bit (``"EPT_2M"``, ``"TRUE_CONTROLS"``:
-        see `features.CAPABILITY_BITS`). Error: UsageError for an unknown name, with the nearest ones.
+        only), of a CPUID bit (``"VMX"``, ``"SMEP"``), or of a capability bit (``"PAGE_2M"``, ``"TRUE_CTLS"``: see
+        `features.CAPABILITY_BITS`). Error: UsageError for an unknown name, with the nearest ones.
         """
         capabilities, leaves = dict(self.capabilities), dict(self.leaves)
         for feature in features.closure(names):
@@ -147,6 +147,11 @@ class CpuModel:
         """Mask of the bits that a 64-bit physical address must have 0."""
         return ALL_ONES & ~((1 << self.maxphyaddr) - 1)
 
+    @cached_property
+    def structure_reserved(self) -> int:
+        """Mask of the bits that addresses of VMX structures must have 0: 32 bits wide if IA32_VMX_BASIC bit 48 is 1."""
+        return ALL_ONES & ~0xFFFF_FFFF if self.capability("IA32_VMX_BASIC") >> 48 & 1 else self.physical_reserved
+
     def is_canonical(self, address: int) -> bool:
         """Whether a 64-bit linear address is canonical on this CPU."""
         return canonical(address, self.linear_bits)
@@ -209,12 +214,27 @@ class CpuModel:
 
     def allowed0(self, word: ControlWord) -> int:
         """Bits of a control word that must be 1 (SDM 3D A.3 to A.5)."""
-        return 0 if features.is_64bit(word) else self._control_msr(word) & 0xFFFF_FFFF
+        return 0 if word.width == 64 else self._control_msr(word) & 0xFFFF_FFFF
 
     def allowed1(self, word: ControlWord) -> int:
         """Bits of a control word that may be 1; 64 bits for tertiary controls and secondary exit controls."""
         value = self._control_msr(word)
-        return value if features.is_64bit(word) else value >> 32
+        return value if word.width == 64 else value >> 32
+
+    def controls_valid(self, word: ControlWord, value: int) -> bool:
+        """Whether `value` has every bit of a control word that must be 1, and none that must be 0."""
+        must, may = self._allowed(word)
+        return not (must & ~value or value & ~may)
+
+    def _allowed(self, word: ControlWord) -> tuple[int, int]:
+        cached = self._allowed_cache.get(word.name)
+        if cached is None:
+            cached = self._allowed_cache[word.name] = (self.allowed0(word), self.allowed1(word))
+        return cached
+
+    @cached_property
+    def _allowed_cache(self) -> dict[str, tuple[int, int]]:
+        return {}
 
     @cached_property
     def vmcs_revision(self) -> int:
@@ -232,6 +252,31 @@ class CpuModel:
         return self.capability("IA32_VMX_EPT_VPID_CAP")
 
     @cached_property
+    def cr0_fixed0(self) -> int:
+        """Bits of CR0 that must be 1 in VMX operation (IA32_VMX_CR0_FIXED0)."""
+        return self.capability("IA32_VMX_CR0_FIXED0")
+
+    @cached_property
+    def cr0_fixed1(self) -> int:
+        """Bits of CR0 that may be 1 in VMX operation (IA32_VMX_CR0_FIXED1)."""
+        return self.capability("IA32_VMX_CR0_FIXED1")
+
+    @cached_property
+    def cr4_fixed0(self) -> int:
+        """Bits of CR4 that must be 1 in VMX operation (IA32_VMX_CR4_FIXED0)."""
+        return self.capability("IA32_VMX_CR4_FIXED0")
+
+    @cached_property
+    def cr4_fixed1(self) -> int:
+        """Bits of CR4 that may be 1 in VMX operation (IA32_VMX_CR4_FIXED1)."""
+        return self.capability("IA32_VMX_CR4_FIXED1")
+
+    @cached_property
+    def any_error_code(self) -> bool:
+        """IA32_VMX_BASIC bit 56: any hardware exception may be injected with or without an error code."""
+        return bool(self.capability("IA32_VMX_BASIC") >> 56 & 1)
+
+    @cached_property
     def preemption_timer_shift(self) -> int:
         """The VMX-preemption timer counts down each time this bit of the TSC changes (IA32_VMX_MISC bits 4:0)."""
         return self.misc & 0x1F
@@ -240,7 +285,6 @@ class CpuModel:
 
     def reset_msrs(self) -> dict[int, int]:
         """Every MSR that exists, capability MSRs included, with its value after reset; a new dict each time."""
-        from generator.arch import msrs
         values = {address: rule.reset for address, rule in self.msr_rules.items()}
         values.update({msrs.BY_NAME[name].address: value for name, value in self.capabilities.items()})
         return values

@@ -12,11 +12,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from generator.arch import cr
-from generator.arch.controls import WORDS, ControlWord
+from generator.arch import cpuid, cr, msr_bits
+from generator.arch.controls import WORDS
 from generator.errors import UsageError
 
-_REGISTERS = {"EAX": 0, "EBX": 1, "ECX": 2, "EDX": 3}
+_REGISTERS = {"eax": 0, "ebx": 1, "ecx": 2, "edx": 3}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,35 +31,11 @@ class FeatureBit:
     register: int = 0
 
 
-# Bits of IA32_VMX_BASIC, IA32_VMX_MISC and IA32_VMX_EPT_VPID_CAP (SDM 3D A.1, A.6, A.10).
+# Single bits of these MSRs have names in `generator.arch.msr_bits`: name -> (MSR, bit). SDM 3D A.1, A.6, A.10.
 CAPABILITY_BITS: dict[str, tuple[str, int]] = {
-    "INS_OUTS_INFORMATION":     ("IA32_VMX_BASIC", 54),
-    "TRUE_CONTROLS":            ("IA32_VMX_BASIC", 55),
-    "INJECT_ERROR_CODE_ANY":    ("IA32_VMX_BASIC", 56),
-    "STORE_LMA":                ("IA32_VMX_MISC", 5),
-    "ACTIVITY_HLT":             ("IA32_VMX_MISC", 6),
-    "ACTIVITY_SHUTDOWN":        ("IA32_VMX_MISC", 7),
-    "ACTIVITY_WAIT_FOR_SIPI":   ("IA32_VMX_MISC", 8),
-    "VMWRITE_ANY_FIELD":        ("IA32_VMX_MISC", 29),
-    "INJECT_ZERO_LENGTH":       ("IA32_VMX_MISC", 30),
-    "EPT_EXECUTE_ONLY":         ("IA32_VMX_EPT_VPID_CAP", 0),
-    "EPT_WALK_4":               ("IA32_VMX_EPT_VPID_CAP", 6),
-    "EPT_WALK_5":               ("IA32_VMX_EPT_VPID_CAP", 7),
-    "EPT_UC":                   ("IA32_VMX_EPT_VPID_CAP", 8),
-    "EPT_WB":                   ("IA32_VMX_EPT_VPID_CAP", 14),
-    "EPT_2M":                   ("IA32_VMX_EPT_VPID_CAP", 16),
-    "EPT_1G":                   ("IA32_VMX_EPT_VPID_CAP", 17),
-    "INVEPT":                   ("IA32_VMX_EPT_VPID_CAP", 20),
-    "EPT_AD":                   ("IA32_VMX_EPT_VPID_CAP", 21),
-    "EPT_ADVANCED_EXIT_INFO":   ("IA32_VMX_EPT_VPID_CAP", 22),
-    "EPT_SUPERVISOR_SHADOW_STACK": ("IA32_VMX_EPT_VPID_CAP", 23),
-    "INVEPT_SINGLE_CONTEXT":    ("IA32_VMX_EPT_VPID_CAP", 25),
-    "INVEPT_ALL_CONTEXT":       ("IA32_VMX_EPT_VPID_CAP", 26),
-    "INVVPID":                  ("IA32_VMX_EPT_VPID_CAP", 32),
-    "INVVPID_INDIVIDUAL":       ("IA32_VMX_EPT_VPID_CAP", 40),
-    "INVVPID_SINGLE_CONTEXT":   ("IA32_VMX_EPT_VPID_CAP", 41),
-    "INVVPID_ALL_CONTEXT":      ("IA32_VMX_EPT_VPID_CAP", 42),
-    "INVVPID_SINGLE_RETAINING": ("IA32_VMX_EPT_VPID_CAP", 43),
+    field.name: (msr, field.low)
+    for msr in ("IA32_VMX_BASIC", "IA32_VMX_MISC", "IA32_VMX_EPT_VPID_CAP")
+    for field in msr_bits.BITS[msr] if field.low == field.high
 }
 
 _EPT = tuple(name for name, (msr, bit) in CAPABILITY_BITS.items() if msr.endswith("EPT_VPID_CAP") and bit < 32)
@@ -67,13 +43,14 @@ _VPID = tuple(name for name, (msr, bit) in CAPABILITY_BITS.items() if msr.endswi
 
 # Dropping the key drops these too.
 DEPENDENTS: dict[str, tuple[str, ...]] = {
-    "ENABLE_EPT":  ("UNRESTRICTED_GUEST", "ENABLE_PML", "EPT_VIOLATION_VE", "MODE_BASED_EXECUTE_CONTROL", "SUB_PAGE_WRITE_PERMISSIONS", *_EPT),
+    "ENABLE_EPT":  ("UNRESTRICTED_GUEST", "ENABLE_PML", "EPT_VIOLATION_VE", "MODE_BASED_EXECUTE_CONTROL",
+                    "SUB_PAGE_WRITE_PERMISSIONS", *_EPT),
     "ENABLE_VPID": _VPID,
     "USE_TPR_SHADOW": ("VIRTUALIZE_X2APIC_MODE", "APIC_REGISTER_VIRTUALIZATION", "VIRTUAL_INTERRUPT_DELIVERY"),
     "NMI_EXITING": ("VIRTUAL_NMIS",),
     "VIRTUAL_NMIS": ("NMI_WINDOW_EXITING",),
     "ACTIVATE_PREEMPTION_TIMER": ("SAVE_PREEMPTION_TIMER",),
-    "EPT_AD": ("ENABLE_PML",),
+    "ACCESSED_DIRTY": ("ENABLE_PML",),
     "RDTSCP": ("ENABLE_RDTSCP",),
     "INVPCID": ("ENABLE_INVPCID",),
     "RDRAND": ("RDRAND_EXITING",),
@@ -114,11 +91,6 @@ CR4_ENUMERATION: tuple[tuple[int, int, int, int, int], ...] = (
 )
 
 
-def is_64bit(word: ControlWord) -> bool:
-    """Tertiary processor-based and secondary VM-exit controls: 64 bits, none must be 1 (SDM 3D A.3.4, A.4.2)."""
-    return word.msr in ("IA32_VMX_PROCBASED_CTLS3", "IA32_VMX_EXIT_CTLS2")
-
-
 def resolve(name: str) -> tuple[FeatureBit, ...]:
     """The bits that enumerate a feature. Error: UsageError for an unknown name."""
     found: list[FeatureBit] = []
@@ -126,16 +98,15 @@ def resolve(name: str) -> tuple[FeatureBit, ...]:
     for word in WORDS:
         for bit in word.bits:
             if bit.name == short and only in ("", word.name):
-                position = bit.bit if is_64bit(word) else bit.bit + 32
+                position = bit.bit if word.width == 64 else bit.bit + 32
                 found += [FeatureBit("msr", position, msr) for msr in (word.msr, word.true_msr) if msr]
-    if only:
+    if found or only:
         pass
     elif name in CAPABILITY_BITS:
         found.append(FeatureBit("msr", CAPABILITY_BITS[name][1], CAPABILITY_BITS[name][0]))
-    elif not found:
-        from generator.arch import cpuid as cpuid_data
+    else:
         found += [FeatureBit("cpuid", bit.bit, leaf=bit.leaf, subleaf=bit.subleaf, register=_REGISTERS[bit.register])
-                  for bit in cpuid_data.BITS if bit.name == name]
+                  for bit in cpuid.CPUID_BITS if bit.name == name]
     if not found:
         near = difflib.get_close_matches(name, all_names(), 3)
         raise UsageError(f"no CPU feature is named {name!r}" + (f"; near: {', '.join(near)}" if near else ""))
@@ -144,9 +115,8 @@ def resolve(name: str) -> tuple[FeatureBit, ...]:
 
 def all_names() -> list[str]:
     """Every name that `resolve` knows without a control word in front."""
-    from generator.arch import cpuid as cpuid_data
     controls = [bit.name for word in WORDS for bit in word.bits]
-    return sorted({*controls, *CAPABILITY_BITS, *(bit.name for bit in cpuid_data.BITS)})
+    return sorted({*controls, *CAPABILITY_BITS, *(bit.name for bit in cpuid.CPUID_BITS)})
 
 
 def closure(names: Iterable[str]) -> list[FeatureBit]:

@@ -1,4 +1,4 @@
-"""Which MSRs the modelled CPU has, their values after reset, and what WRMSR accepts. Data, and one function that reads it.
+"""Which MSRs the modelled CPU has, their values after reset, and what WRMSR accepts.
 
 Sources: SDM 4 chapter 2 (each MSR), SDM 2B "WRMSR" (#GP conditions), SDM 3A 12.11 [11.11] (MTRRs), 12.12 [11.12] (PAT).
 """
@@ -42,7 +42,7 @@ ALL_ONES = (1 << 64) - 1
 MSR_RULES: tuple[MsrRule, ...] = (
     MsrRule(0x0000_0010, "IA32_TIME_STAMP_COUNTER", 0,                     Write.MASKED, ALL_ONES),
     MsrRule(0x0000_0017, "IA32_PLATFORM_ID",        0,                     Write.READ_ONLY),
-    MsrRule(0x0000_001B, "IA32_APIC_BASE",          0xFEE0_0100,           Write.MASKED, 0xFF_FFFF_F100),  # EN stays 0: no APIC
+    MsrRule(0x0000_001B, "IA32_APIC_BASE",          0xFEE0_0100,           Write.MASKED, 0xFF_FFFF_F100),  # no EN
     MsrRule(0x0000_003A, "IA32_FEATURE_CONTROL",    0x5,                   Write.LOCKED, 0x7),
     MsrRule(0x0000_0079, "IA32_BIOS_UPDT_TRIG",     0,                     Write.IGNORED),
     MsrRule(0x0000_008B, "IA32_BIOS_SIGN_ID",       0,                     Write.MASKED, ALL_ONES),

@@ -98,13 +98,14 @@ class RuleSet:
         return declare
 
     def each(self, registers: Sequence[str], id_: str, *reads: str, section: str | None = None,
-             ) -> Callable[[RegisterCheck], RegisterCheck]:
+             qualification: int = 0) -> Callable[[RegisterCheck], RegisterCheck]:
         """Declare one rule per register; `{r}` in id, fields and sentence is the register (lower case in the id)."""
         def declare(check: RegisterCheck) -> RegisterCheck:
             for register in registers:
                 sentence = (check.__doc__ or "").replace("{r}", register)
                 fields = tuple(field.replace("{r}", register) for field in reads)
-                self._add(id_.replace("{r}", register.lower()), fields, section, sentence, _bind(check, register))
+                name = id_.replace("{r}", register.removeprefix("GUEST_").lower())
+                self._add(name, fields, section, sentence, _bind(check, register), qualification)
             return check
         return declare
 

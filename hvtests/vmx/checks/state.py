@@ -7,6 +7,7 @@ from typing import Protocol
 
 from generator.arch import cr
 from generator.arch import descriptors as d
+from generator.arch.events import INFO_VALID
 from hvtests.vmx.capabilities import CpuModel
 from hvtests.vmx.checks import controlbits as c
 
@@ -14,27 +15,25 @@ from hvtests.vmx.checks import controlbits as c
 # switches the host between IA-32e and other modes between two entries adds it to the dirty fields.
 HOST_LMA = "IA32_EFER.LMA"
 
-INTERRUPTION_VALID = 1 << 31
-
 
 class PhysicalMemory(Protocol):
     """What checks need of memory."""
 
-    def u32(self, address: int) -> int:
+    def u32(self, address: int, /) -> int:
         """The 32-bit word at a physical address."""
 
-    def u64(self, address: int) -> int:
+    def u64(self, address: int, /) -> int:
         """The 64-bit word at a physical address."""
 
 
 class NoMemory:
     """Memory in which every byte is 0xff, as an unclaimed physical address reads."""
 
-    def u32(self, address: int) -> int:
+    def u32(self, _address: int) -> int:
         """All ones."""
         return 0xFFFF_FFFF
 
-    def u64(self, address: int) -> int:
+    def u64(self, _address: int) -> int:
         """All ones."""
         return 0xFFFF_FFFF_FFFF_FFFF
 
@@ -130,7 +129,7 @@ class EntryState:
     @property
     def injects(self) -> bool:
         """The valid bit of the VM-entry interruption information is 1."""
-        return bool(self.read("VM_ENTRY_INTR_INFO_FIELD") & INTERRUPTION_VALID)
+        return bool(self.read("VM_ENTRY_INTR_INFO_FIELD") & INFO_VALID)
 
     @property
     def event_type(self) -> int:
