@@ -26,6 +26,7 @@ from generator.assemble_operands import (
     symbols_in,
 )
 
+
 def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
@@ -50,13 +51,17 @@ _SPELLINGS = {
 # Instructions whose memory operand has one size only, or none: what is written before the bracket says nothing.
 _SIZE_IMPLIED = _words(
     "lea lgdt lidt sgdt sidt invlpg invept invvpid invpcid vmxon vmclear vmptrld vmptrst fxsave fxrstor fxsave64 "
-    "fxrstor64 xsave xrstor xsave64 xrstor64 xsaveopt xsaveopt64 xsavec xsaves xrstors xsavec64 xsaves64 xrstors64 "
-    "ldmxcsr stmxcsr cmpxchg8b cmpxchg16b clflush clflushopt clwb prefetcht0 prefetcht1 prefetcht2 "
-    "prefetchnta prefetchw fnstcw fldcw fnstsw fnstenv fldenv fnsave frstor monitor nop"
+    "fxrstor64 xsave xrstor xsave64 xrstor64 xsaveopt xsaveopt64 xsavec xsaves xrstors xsavec64 xsaves64 "
+    "xrstors64 ldmxcsr stmxcsr cmpxchg8b cmpxchg16b clflush clflushopt clwb prefetcht0 prefetcht1 prefetcht2 "
+    "prefetchnta prefetchw str sldt smsw lmsw ltr lldt verr verw fnstcw fldcw fnstsw fnstenv fldenv fnsave frstor "
+    "monitor nop"
 )
 # Stack and branch operands are as wide as the mode unless written otherwise.
 _MODE_SIZED = _words("push pop call jmp")
-_TWO_SIZES = _words("movzx movsx movsxd shl shr sar rol ror rcl rcr")
+_SHIFTS = _words("shl shr sar rol ror rcl rcr")
+_TWO_SIZES = _SHIFTS | _words("movzx movsx movsxd")
+# What Capstone calls the sign extensions in 16-bit code, and what they are (SDM 2A, CBW and CWD).
+_CAPSTONE_16 = {"cwde": "cbw", "cbw": "cwde", "cdq": "cwd", "cwd": "cdq"}
 _STRING = re.compile(r"(?:movs|cmps|stos|lods|scas|ins|outs)[bwdq]$")
 _BRANCH = re.compile(r"(?:j[a-z]+|call|loop(?:e|ne)?)$")
 _COMMUTES = frozenset(("xchg", "test"))
@@ -81,7 +86,7 @@ def difference(decoded: Decoded, symbols: Mapping[str, int]) -> str | None:
             problem = _hidden_prefix(theirs, decoded)
             if problem is not None:
                 return problem
-        if " ".join(decoded.source.split()) == decoded.text:
+        if " ".join(decoded.source.split()) == decoded.text and theirs.mnemonic not in _CAPSTONE_16:
             return None
         return _compare(read_instruction(decoded.source), theirs, decoded, symbols)
     except (OperandError, ExpressionError) as error:
@@ -107,6 +112,7 @@ def _hidden_prefix(theirs: Instruction, decoded: Decoded) -> str | None:
     sizes = {item.bits if isinstance(item, Register) else item.size for item in theirs.operands
              if not isinstance(item, Immediate) and not (isinstance(item, Register) and item.name in SEGMENTS)}
     name = canonical_mnemonic(theirs.mnemonic)
+    name = _CAPSTONE_16.get(name, name) if decoded.bits == 16 else name
     wide = any(isinstance(item, Register) and item.name[1:3] == "mm" for item in theirs.operands)
     if other in sizes or wide or name in _PREFIX_IS_OPCODE or name in _PREFIX_SHOWN[other]:
         return None
@@ -120,24 +126,34 @@ def _compare(ours: Instruction, theirs: Instruction, decoded: Decoded, symbols: 
     if decoded.bits == 32:  # PUSHA and POPA are the 32-bit forms there
         name = {"pushaw": "pushad", "popaw": "popad"}.get(name, name)
         other = {"pushaw": "pushad", "popaw": "popad"}.get(other, other)
+    if decoded.bits == 16:
+        other = _CAPSTONE_16.get(other, other)
     far = not name.startswith("l") or other.startswith("l")
     if not far and isinstance(theirs.operands[0], Memory) and theirs.operands[0].size is None:
         other = "l" + other  # Capstone's way to write an indirect far jump or call: "jmp ptr [...]"
     if name != other:
         return f"the mnemonic is {theirs.mnemonic}"
-    if [_SPELLINGS.get(p, p) for p in ours.prefixes] != [_SPELLINGS.get(p, p) for p in theirs.prefixes]:
+    if _prefixes(ours) != _prefixes(theirs):
         return f"the prefixes are {' '.join(theirs.prefixes) or 'none'}"
     left, right = ours.operands, theirs.operands
     if not left and _STRING.match(name):
         return _string_operands(right, decoded.bits)
     if name == "imul" and len(left) == 2 and len(right) == 3 and right[0] == right[1] == left[0]:
         right = (right[0], right[2])  # imul r, imm is short for imul r, r, imm
+    if name in _SHIFTS and len(right) == 1 and left[1:] == (Immediate("1"),):
+        left = left[:1]  # Capstone leaves the 1 of RCL and RCR with memory out
     if len(left) != len(right):
         return f"there are {len(right)} operands"
     problem = _operands(name, left, right, decoded, symbols)
     if problem is not None and name in _COMMUTES and len(left) == 2:
         return _operands(name, left, (right[1], right[0]), decoded, symbols) and problem
     return problem
+
+
+def _prefixes(instruction: Instruction) -> list[str]:
+    compares = instruction.mnemonic[:4] in ("cmps", "scas")  # there REP and REPE are one prefix
+    return ["repe" if compares and prefix == "rep" else _SPELLINGS.get(prefix, prefix)
+            for prefix in instruction.prefixes]
 
 
 def _operands(
@@ -186,6 +202,9 @@ def _same_register(ours: Register, theirs: Register, all_theirs: tuple[Operand, 
 
 
 def _number(text: str, symbols: Mapping[str, int]) -> int:
+    value = symbols.get(text)
+    if value is not None:
+        return value
     try:
         return int(text, 0)
     except ValueError:
@@ -206,7 +225,7 @@ def _same_memory(
 ) -> str | None:
     if ours.segment != theirs.segment:
         return f"the segment is {theirs.segment or 'the default'}"
-    if name not in _SIZE_IMPLIED and ours.size != theirs.size:
+    if name not in _SIZE_IMPLIED and not name.startswith("set") and ours.size != theirs.size:
         problem = _size_problem(name, ours, theirs, left, decoded.bits)
         if problem is not None:
             return problem

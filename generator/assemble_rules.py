@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from generator.assemble_expression import ExpressionError, evaluate
 from generator.assemble_operands import (
@@ -31,10 +32,11 @@ ALL = (16, 32, 64)
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """What a predicate looks at. ``constants`` have values already; any other name in an operand is a label."""
+    """What a predicate looks at: ``plain`` is the text without what stands in quotes, and ``constants`` have values
+    already; any other name in an operand is a label."""
 
     text: str
-    bits: int
+    plain: str
     instruction: Instruction
     constants: Mapping[str, int]
 
@@ -62,23 +64,42 @@ class Form:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """``modes`` are bits of code; ``advice`` completes the sentence "...: write"."""
+    """``modes`` are bits of code; no ``mnemonics`` means all; ``reason`` and ``advice`` complete the sentence."""
 
     name: str
     modes: tuple[int, ...]
+    mnemonics: frozenset[str]
     applies: Callable[[Form], bool]
     reason: str
     advice: str
 
 
-def _names(*mnemonics: str) -> Callable[[Form], bool]:
-    known = frozenset(mnemonics)
-    return lambda form: form.mnemonic in known
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
 
 
-def _matches(pattern: str) -> Callable[[Form], bool]:
+def _always(_: Form) -> bool:
+    return True
+
+
+def _value(form: Form, item: Immediate | None) -> int | None:
+    """The number an immediate stands for, if it is known before assembly."""
+    try:
+        return evaluate(item.text, form.constants) if item is not None else None
+    except ExpressionError:
+        return None
+
+
+def _text(pattern: str) -> Callable[[Form], bool]:
     compiled = re.compile(pattern, re.IGNORECASE)
-    return lambda form: compiled.search(without_quotes(form.text)) is not None
+    return lambda form: compiled.search(form.plain) is not None
+
+
+_NEEDS_REX = re.compile(r"r(8|9|1[0-5])[bwd]?$|(sp|bp|si|di)l$")
+
+
+def _unclosed(form: Form) -> bool:
+    return form.plain.count("[") != form.plain.count("]") or form.plain.count("(") != form.plain.count(")")
 
 
 def _absolute(form: Form) -> bool:
@@ -91,48 +112,47 @@ def _rip_number(form: Form) -> bool:
     return memory is not None and memory.base == "rip" and not symbols_in(memory)
 
 
+def _difference(form: Form) -> bool:
+    memory = form.memory
+    if memory is None or (memory.base is None and memory.index is None):
+        return False
+    return len(form.labels(memory)) > 1
+
+
 def _far_pointer(form: Form) -> bool:
     target = form.immediate(0)
-    return form.mnemonic in ("jmp", "call", "ljmp", "lcall") and target is not None and ":" in target.text
+    return target is not None and ":" in target.text
 
 
-def _table(form: Form) -> bool:
-    return form.mnemonic in ("lgdt", "lidt", "sgdt", "sidt")
+def _number(form: Form) -> bool:
+    return form.immediate(0) is not None
 
 
-def _push_number(form: Form) -> bool:
-    return form.mnemonic == "push" and form.immediate(0) is not None
-
-
-def _push_label(form: Form) -> bool:
+def _label(form: Form) -> bool:
     value = form.immediate(0)
-    return form.mnemonic == "push" and value is not None and bool(form.labels(value))
+    return value is not None and bool(form.labels(value))
+
+
+def _push_ff80(form: Form) -> bool:
+    value = _value(form, form.immediate(0))
+    return value is not None and 0xFF80 <= value <= 0xFFFF
 
 
 def _push_wide(form: Form) -> bool:
-    item = form.immediate(0)
-    if form.mnemonic != "push" or item is None:
-        return False
-    try:
-        return not -(1 << 31) <= evaluate(item.text, form.constants) < 1 << 31
-    except ExpressionError:
-        return False
+    value = _value(form, form.immediate(0))
+    return value is not None and not -(1 << 31) <= value < 1 << 31
 
 
-def _push_segment(form: Form) -> bool:
-    return form.mnemonic in ("push", "pop") and any(item.name in ("fs", "gs") for item in form.registers)
+def _segment(*names: str) -> Callable[[Form], bool]:
+    return lambda form: any(item.name in names for item in form.registers)
 
 
-def _near_16(form: Form) -> bool:
-    return form.mnemonic == "call" and form.immediate(0) is not None
-
-
-def _mov_label(form: Form) -> bool:
+def _wide_label(form: Form) -> bool:
     operands = form.instruction.operands
     value = form.immediate(1)
     first = operands[0] if operands else None
-    wide = isinstance(first, Register | Memory) and 64 == (first.bits if isinstance(first, Register) else first.size)
-    return form.mnemonic != "movabs" and wide and value is not None and bool(form.labels(value))
+    width = first.bits if isinstance(first, Register) else first.size if isinstance(first, Memory) else None
+    return form.mnemonic != "movabs" and width == 64 and value is not None and bool(form.labels(value))
 
 
 def _high_byte(form: Form) -> bool:
@@ -142,73 +162,71 @@ def _high_byte(form: Form) -> bool:
     names = {item.name for item in registers}
     if form.memory is not None:
         names |= {name for name in (form.memory.base, form.memory.index) if name is not None}
-    needs_rex = re.compile(r"r(8|9|1[0-5])[bwd]?$|(sp|bp|si|di)l$")
-    return any(item.bits == 64 for item in registers) or any(needs_rex.match(name) for name in names)
+    return any(item.bits == 64 for item in registers) or any(_NEEDS_REX.match(name) for name in names)
 
 
-def _difference(form: Form) -> bool:
-    memory = form.memory
-    if memory is None or (memory.base is None and memory.index is None):
-        return False
-    return len(form.labels(memory)) > 1
-
-
-def _far_size(form: Form) -> bool:
-    return form.mnemonic in ("jmp", "call") and re.search(r"\b(far|fword)\b", form.text) is not None
-
-
-def _unclosed(form: Form) -> bool:
-    plain = without_quotes(form.text)
-    return plain.count("[") != plain.count("]") or plain.count("(") != plain.count(")")
-
-
-def _comment(form: Form) -> bool:
-    return re.search(r"#|//|/\*", without_quotes(form.text)) is not None
-
-
+ANY = _words("")
 _NO_FORM = "Keystone does not know it"
 
 RULES: tuple[Rule, ...] = (
-    Rule("comment", ALL, _comment, "Keystone drops the rest of the line", "comments with ;"),
-    Rule("unclosed-bracket", ALL, _unclosed, "Keystone ignores it and makes up an address", "the other bracket"),
-    Rule("absolute-address-64", (64,), _absolute, "Keystone makes it relative to RIP, with a wrong displacement",
+    Rule("comment", ALL, ANY, _text(r"#|//|/\*"), "Keystone drops the rest of the line", "comments with ;"),
+    Rule("unclosed-bracket", ALL, ANY, _unclosed, "Keystone ignores it and makes up an address", "the other bracket"),
+    Rule("numeric-label", ALL, ANY, _text(r"(^|[\s,+-])\d+[bf]$|^\d+\s*:"), _NO_FORM, "a label with a name"),
+    Rule("offset", ALL, ANY, _text(r"\boffset\s+[a-z_.]"), _NO_FORM, "the bare label: it is its address"),
+    Rule("short-near", ALL, ANY, _text(r"^\w+\s+(short|near)\b"), _NO_FORM,
+         "the bare label: the shortest form is taken"),
+    Rule("absolute-address-64", (64,), ANY, _absolute, "Keystone makes it relative to RIP, with a wrong displacement",
          "[rip + symbol], a register with the address, or {{ gs_load() }} and {{ gs_store() }}"),
-    Rule("rip-number", (64,), _rip_number, "a number beside rip is a distance, not an address", "[rip + symbol]"),
-    Rule("address-difference", ALL, _difference, "Keystone adds labels that are to be subtracted",
+    Rule("rip-number", (64,), ANY, _rip_number, "a number beside rip is a distance, not an address", "[rip + symbol]"),
+    Rule("address-difference", ALL, ANY, _difference, "Keystone adds labels that are to be subtracted",
          "the difference in a register, or a number from Jinja"),
-    Rule("far-pointer", ALL, _far_pointer, "Keystone truncates the target, or fails without an error",
-         "{{ far_jump16(selector, target) }} or {{ far_jump32(selector, target) }}"),
-    Rule("far-indirect", ALL, _far_size, _NO_FORM, "ljmp [...] or lcall [...]"),
-    Rule("table-register-32", (32,), _table, "Keystone adds a prefix that cuts the base to 24 bits",
-         "{{ lgdt(symbol, 32) }} or {{ lidt(symbol, 32) }}"),
-    Rule("iret", (32, 64), _names("iret"), "Keystone makes the 16-bit form", "iretd or iretq"),
-    Rule("pushf-popf", (32, 64), _names("pushf", "popf"), "Keystone makes the 16-bit form",
-         "pushfd and popfd (32-bit), pushfq and popfq (64-bit)"),
-    Rule("push-number-16", (16,), _push_number, "Keystone pushes four bytes", "{{ push16(number) }}"),
-    Rule("push-segment-16", (16,), _push_segment, "Keystone moves four bytes", "mov ax, fs; push ax (on two lines)"),
-    Rule("push-label", (32, 64), _push_label, "Keystone truncates it or fails", "the label into a register first"),
-    Rule("push-wide-64", (64,), _push_wide, "Keystone pushes two bytes of it", "the number into a register first"),
-    Rule("call-16", (16,), _near_16, "Keystone makes the 32-bit form, which pushes four bytes", "{{ call16(label) }}"),
-    Rule("return-16", (16,), _names("ret", "retf"), "Keystone makes the 32-bit form, which pops four bytes",
-         "{{ ret16() }} or {{ retf16() }}"),
-    Rule("mov-label-64", (64,), _mov_label, "Keystone makes a sign-extended number, GNU as a memory access",
-         "lea register, [rip + label], movabs register, label, or a 32-bit register"),
-    Rule("high-byte-with-rex", (64,), _high_byte, "it cannot be encoded, and Keystone ends its process",
+    Rule("high-byte-with-rex", (64,), ANY, _high_byte, "it cannot be encoded, and Keystone ends its process",
          "another byte register"),
-    Rule("sysret-sysexit", (64,), _names("sysret", "sysexit", "sysretq", "sysexitq"),
-         "Keystone chooses the operand size itself", ".byte 0x48, 0x0f, 0x07 (SYSRETQ) or 0x48, 0x0f, 0x35 (SYSEXITQ)"),
-    Rule("long-nop", ALL, lambda form: form.mnemonic == "nop" and bool(form.instruction.operands),
+    Rule("label-64", (64,), ANY, _wide_label, "Keystone makes a sign-extended number, GNU as a memory access",
+         "lea register, [rip + label], movabs register, label, or a 32-bit register"),
+    Rule("far-pointer", ALL, _words("jmp call ljmp lcall"), _far_pointer,
+         "Keystone truncates the target, or fails without an error",
+         "{{ far_jump16(selector, target) }} or {{ far_jump32(selector, target) }}"),
+    Rule("far-indirect", ALL, _words("jmp call"), _text(r"\b(far|fword)\b"), _NO_FORM, "ljmp [...] or lcall [...]"),
+    Rule("table-register-32", (32,), _words("lgdt lidt sgdt sidt"), _always,
+         "Keystone adds a prefix that cuts the base to 24 bits", "{{ lgdt(symbol, 32) }} or {{ lidt(symbol, 32) }}"),
+    Rule("iret", (32, 64), _words("iret"), _always, "Keystone makes the 16-bit form", "iretd or iretq"),
+    Rule("pushf-popf", (32, 64), _words("pushf popf"), _always, "Keystone makes the 16-bit form",
+         "pushfd and popfd (32-bit), pushfq and popfq (64-bit)"),
+    Rule("push-number-16", (16,), _words("push"), _number, "Keystone pushes four bytes", "{{ push16(number) }}"),
+    Rule("push-segment-16", (16,), _words("push pop"), _segment("fs", "gs"), "Keystone moves four bytes",
+         "mov ax, fs and push ax"),
+    Rule("push-segment-32", (32,), _words("push pop"), _segment("es", "cs", "ss", "ds"), "Keystone moves two bytes",
+         "mov eax, ds and push eax"),
+    Rule("push-label", (32, 64), _words("push"), _label, "Keystone truncates it or fails",
+         "the label into a register first"),
+    Rule("push-ff80", (32, 64), _words("push"), _push_ff80, "Keystone pushes it sign-extended from a byte",
+         "the number into a register first"),
+    Rule("push-wide-64", (64,), _words("push"), _push_wide, "Keystone pushes two bytes of it",
+         "the number into a register first"),
+    Rule("call-16", (16,), _words("call"), _number, "Keystone makes the 32-bit form, which pushes four bytes",
+         "{{ call16(label) }}"),
+    Rule("return-16", (16,), _words("ret retf"), _always, "Keystone makes the 32-bit form, which pops four bytes",
+         "{{ ret16() }} or {{ retf16() }}"),
+    Rule("sysret-sysexit", ALL, _words("sysret sysexit sysretq sysexitq"), _always,
+         "Keystone chooses the operand size itself",
+         ".byte 0x48, 0x0f, 0x07 (SYSRETQ) or .byte 0x48, 0x0f, 0x35 (SYSEXITQ)"),
+    Rule("swapgs", (16, 32), _words("swapgs"), _always, "it exists in 64-bit code only", "nothing of the kind"),
+    Rule("long-nop", ALL, _words("nop"), lambda form: bool(form.instruction.operands),
          "Keystone makes another instruction (0f 18)", ".balign for padding"),
-    Rule("numeric-label", ALL, _matches(r"(^|[\s,+-])\d+[bf]$|^\d+\s*:"), _NO_FORM, "a label with a name"),
-    Rule("offset", ALL, _matches(r"\boffset\s+[a-z_.]"), _NO_FORM, "the bare label: it is its address"),
-    Rule("short-near", ALL, _matches(r"^\w+\s+(short|near)\b"), _NO_FORM, "the bare label: the shortest form is taken"),
-    Rule("lretq", ALL, _names("lretq", "lretl", "lretw", "lret"), _NO_FORM, "retfq or retf"),
-    Rule("cet", ALL, _names("endbr64", "endbr32", "rdsspq", "rdsspd", "incsspq", "incsspd", "saveprevssp", "rstorssp",
-         "wrssq", "wrssd", "wrussq", "wrussd", "setssbsy", "clrssbsy"), _NO_FORM, "its bytes with .byte"),
-    Rule("newer-instruction", ALL, _names("rdpid", "serialize", "wbnoinvd", "ptwrite", "pconfig", "tpause", "umonitor",
-         "umwait", "movdir64b", "movdiri", "enqcmd", "enqcmds", "ud0", "ud1", "xlat", "lar", "lsl"), _NO_FORM,
-         "its bytes with .byte"),
+    Rule("lretq", ALL, _words("lretq lretl lretw lret"), _always, _NO_FORM, "retfq or retf"),
+    Rule("cet", ALL, _words("endbr64 endbr32 rdsspq rdsspd incsspq incsspd saveprevssp rstorssp wrssq wrssd wrussq "
+         "wrussd setssbsy clrssbsy"), _always, _NO_FORM, "its bytes with .byte"),
+    Rule("newer-instruction", ALL, _words("rdpid serialize wbnoinvd ptwrite pconfig tpause umonitor umwait movdir64b "
+         "movdiri enqcmd enqcmds ud0 ud1 xlat lar lsl"), _always, _NO_FORM, "its bytes with .byte"),
 )  # fmt: skip
+
+
+@lru_cache(maxsize=1024)
+def _rules(bits: int, mnemonic: str) -> tuple[Rule, ...]:
+    return tuple(
+        rule for rule in RULES if bits in rule.modes and (not rule.mnemonics or mnemonic in rule.mnemonics)
+    )
 
 
 def refuse(statement: Statement, bits: int, constants: Mapping[str, int]) -> None:
@@ -219,9 +237,9 @@ def refuse(statement: Statement, bits: int, constants: Mapping[str, int]) -> Non
     except OperandError as error:
         unreadable = str(error)
         instruction = Instruction((), statement.text.split()[0].lower(), ())
-    form = Form(statement.text, bits, instruction, constants)
-    for rule in RULES:
-        if bits in rule.modes and rule.applies(form):
+    form = Form(statement.text, without_quotes(statement.text), instruction, constants)
+    for rule in _rules(bits, instruction.mnemonic):
+        if rule.applies(form):
             raise AssemblerError(
                 f"{statement.text!r} is refused ({rule.name}): {rule.reason}; write {rule.advice}", statement.where
             )
