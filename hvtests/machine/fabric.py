@@ -1,0 +1,395 @@
+"""The CPU engine: Unicorn 2.1.4 with its intercepts switched on, so that every event of a system reaches one handler.
+
+This is the only file that reaches into Unicorn (:mod:`hvtests.machine.layout` holds the numbers it found right,
+:mod:`hvtests.machine.native` the machine code that runs inside). Unicorn's build keeps QEMU's SVM intercepts and
+nested paging; with the fields below set, an intercepted instruction, an exception or a nested page fault ends the
+instruction before it has done anything and calls the handler, which may change any state and return.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import platform
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from generator.errors import EngineError
+from hvtests.machine import layout as L
+from hvtests.machine import native
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import unicorn as uc
+    from unicorn import unicorn_const as uc_const
+    from unicorn import x86_const
+    from unicorn.unicorn_py3.unicorn import uclib
+
+NEVER = (1 << 64) - 1
+RAM_LIMIT = 64 << 30
+_SUFFIX = "_x86_64"
+# What is always intercepted, in root and guest mode; the rest is the mode's choice.
+ALWAYS = L.intercept_bits(
+    L.CODE_INTERRUPT, L.CODE_NMI, L.CODE_INTERRUPT_WINDOW, L.CODE_RDTSC, L.CODE_RDPMC, L.CODE_CPUID, L.CODE_RSM,
+    L.CODE_SOFTWARE_INTERRUPT, L.CODE_INVD, L.CODE_HLT, L.CODE_INVLPG, L.CODE_MSR, L.CODE_SHUTDOWN, L.CODE_ICEBP,
+    L.CODE_WBINVD, L.CODE_MONITOR, L.CODE_MWAIT)
+
+
+class Fabric:
+    """One CPU with `ram` bytes of memory from physical address 0. Raises EngineError for an engine that is not known.
+
+    `q`, `i`, `b` are views of the CPU's state (64-bit words, 32-bit words, bytes); `ram` and `scratch` of memory.
+    `handler` gets the code of each event (layout.CODE_*); whatever it raises leaves :meth:`run`.
+    """
+
+    def __init__(self, ram: int) -> None:
+        _check_version()
+        self.handler: Callable[[int], None] = _no_handler
+        self.unmapped: Callable[[int, int], None] = _no_memory
+        self._failure: BaseException | None = None
+        self.running = False
+        self.code = 0      # of the event being handled
+        self._uc = uc.Uc(uc.UC_ARCH_X86, uc.UC_MODE_64)
+        self._uc.ctl_set_cpu_model(x86_const.UC_CPU_X86_SKYLAKE_SERVER)
+        self.engine: int = self._uc._uch.value
+        self._maps: list[mmap.mmap] = []
+        self.ram = self._map(0, ram)
+        self.scratch = self._map(L.SCRATCH, L.SCRATCH_SIZE)
+        self.scratch_q = self.scratch.cast("Q")
+        self._lib = ctypes.PyDLL(uclib._name)   # holds the interpreter lock: callbacks are cheaper
+        self._open_state()
+        _probe(self)
+        self._cpu_argument = ctypes.c_void_p(self.cpu)
+        self._env_argument = ctypes.c_void_p(self.env)
+        self._engine_argument = ctypes.c_void_p(self.engine)
+        self._bind_functions()
+        self._install_hooks()
+        # An `until` address would corrupt CR2 and the error code each time the engine returns.
+        self._uc.ctl_exits_enabled(True)
+        self._uc.ctl_set_exits([])
+        self._enable_intercepts()
+
+    # -- opening ---------------------------------------------------------------------------------------------------
+
+    def _map(self, address: int, size: int) -> memoryview:
+        memory = mmap.mmap(-1, size)
+        self._maps.append(memory)
+        pointer = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        self._uc.mem_map_ptr(address, size, uc.UC_PROT_ALL, pointer)
+        return memoryview(memory)
+
+    def _open_state(self) -> None:
+        self.cpu = _pointer(self.engine + L.CPU_POINTER_AT, "the CPU")
+        self.env = _pointer(self.cpu + L.ENV_POINTER_AT, "the registers")
+        if _pointer(self.env + L.BACK_POINTER_AT, "the engine") != self.engine:
+            raise _unknown("the CPU's pointer back to the engine")
+        raw = (ctypes.c_char * L.ENV_SIZE).from_address(self.env)
+        self.b = memoryview(raw).cast("B")
+        self.q = self.b[:L.ENV_SIZE & ~7].cast("Q")
+        self.i = self.b[:L.ENV_SIZE & ~3].cast("I")
+        self.cr_dr_masks = self.b[L.CR_READ_MASK_AT:L.CR_READ_MASK_AT + 8].cast("H")
+        self._request = ctypes.c_uint32.from_address(self.cpu + L.INTERRUPT_REQUEST_AT)
+        self._next_flags = ctypes.c_uint32.from_address(self.cpu + L.CFLAGS_NEXT_TB_AT)
+
+    def _function(self, name: str, result: object, *arguments: object) -> Callable[..., int]:
+        function = getattr(self._lib, name + _SUFFIX, None)
+        if function is None:
+            raise _unknown(f"function {name}{_SUFFIX}")
+        function.restype, function.argtypes = result, arguments
+        return function  # type: ignore[no-any-return]
+
+    def _bind_functions(self) -> None:
+        pointer = ctypes.c_void_p
+        self._tlb_flush = self._function("tlb_flush", None, pointer)
+        self._tlb_flush_page = self._function("tlb_flush_page", None, pointer, ctypes.c_uint64)
+        self._update_hflags = self._function("x86_update_hflags", None, pointer)
+        self._cc_compute = self._function("cpu_cc_compute_all", ctypes.c_uint32, pointer, ctypes.c_int)
+        self._invalidate = self._function("tb_invalidate_phys_range", None, pointer, ctypes.c_uint64, ctypes.c_uint64)
+        self._set_cr0 = self._function("cpu_x86_update_cr0", None, pointer, ctypes.c_uint32)
+        self._set_cr4 = self._function("cpu_x86_update_cr4", None, pointer, ctypes.c_uint32)
+        self._emu_start = self._lib.uc_emu_start
+        self._emu_start.argtypes = [pointer, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_size_t]
+        self._emu_start.restype = ctypes.c_int
+        self._emu_stop = self._lib.uc_emu_stop
+        self._emu_stop.argtypes = [pointer]
+
+    def _install_hooks(self) -> None:
+        self._thunks = native.Thunks()
+        self._box = box = memoryview(self._thunks.box).cast("B").cast("Q")
+        box[native.BOX_CPU] = self.cpu
+        box[native.BOX_LOOP_EXIT] = _address(self._function("cpu_loop_exit", None))
+        box[native.BOX_DEADLINE] = NEVER
+        self._io = box.cast("B").cast("I")
+        fill = ctypes.c_uint64.from_address(
+            _pointer(self.cpu + L.CLASS_POINTER_AT, "the CPU's class") + L.TLB_FILL_AT)
+        box[native.BOX_TLB_FILL] = fill.value
+        fill.value = self._thunks.addresses["tlb_fill"]
+        interrupt = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p)
+        invalid = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_int, ctypes.c_uint64, ctypes.c_int,
+                                   ctypes.c_int64, ctypes.c_void_p)
+        self._callbacks = (interrupt(self._on_event), invalid(self._on_unmapped))
+        event, unmapped = (_address(callback) for callback in self._callbacks)
+        self._handles: list[ctypes.c_size_t] = []
+        self._hook(uc_const.UC_HOOK_INTR, event)
+        self._hook(uc_const.UC_HOOK_MEM_INVALID, unmapped)
+        self._hook(uc_const.UC_HOOK_BLOCK, self._thunks.addresses["block"])
+        for name, instruction in (("in", x86_const.UC_X86_INS_IN), ("out", x86_const.UC_X86_INS_OUT),
+                                  ("syscall", x86_const.UC_X86_INS_SYSCALL),
+                                  ("sysenter", x86_const.UC_X86_INS_SYSENTER)):
+            self._hook(uc_const.UC_HOOK_INSN, self._thunks.addresses[name], instruction)
+
+    def _hook(self, kind: int, callback: int, *instruction: int) -> None:
+        handle = ctypes.c_size_t()
+        status = self._lib.uc_hook_add(
+            ctypes.c_void_p(self.engine), ctypes.byref(handle), ctypes.c_int(kind), ctypes.c_void_p(callback),
+            ctypes.c_void_p(self._thunks.box_address), ctypes.c_uint64(1), ctypes.c_uint64(0),
+            *(ctypes.c_int(number) for number in instruction))
+        if status:
+            raise EngineError(f"unicorn refuses hook {kind:#x}: error {status}")
+        self._handles.append(handle)
+
+    def _enable_intercepts(self) -> None:
+        q, i = self.q, self.i
+        self.scratch[L.MSR_MAP_AT:L.MSR_MAP_AT + 0x3000] = b"\xff" * 0x3000
+        self.scratch_q[0x48 // 8] = L.SCRATCH + L.MSR_MAP_AT
+        q[L.Q_VMCB] = L.SCRATCH
+        q[L.Q_NESTED_CR3] = L.SCRATCH + L.NESTED_ROOT_AT
+        i[L.I_NESTED_MODE] = 7           # four levels, execute-disable
+        i[L.I_INTERCEPT_EXCEPTIONS] = 0xFFFF_FFFF
+        q[L.Q_INTERCEPT] = ALWAYS
+        q[L.Q_INTERCEPT_CR_DR] = 0
+        q[L.Q_FEATURES + L.FEATURE_XSAVE_COMPONENTS] = 0
+        i[L.I_HFLAGS] = i[L.I_HFLAGS] | L.HF_GUEST | L.HF_SOFTMMU
+        i[L.I_HFLAGS2] = L.HF2_GIF
+
+    def limit_features(self, words: dict[tuple[int, int], int]) -> None:
+        """Take from the engine the instructions that no CPUID word `(leaf, register) -> bits` offers."""
+        for index, key in L.FEATURE_WORDS.items():
+            if key in words:
+                self.q[L.Q_FEATURES + index] &= words[key] | _ALWAYS_OFFERED.get(key, 0)
+
+    # -- running ---------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Run from the current RIP until :meth:`stop`. Raises what the handler raised, or EngineError."""
+        self._failure = None
+        q = self.q
+        # The engine splits the flags when it starts; give it whole ones.
+        q[L.Q_RFLAGS] = self.rflags
+        self.running = True
+        try:
+            status = self._emu_start(self._engine_argument, q[L.Q_RIP], 0, 0, 0)
+        finally:
+            self.running = False
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+        if status:
+            raise EngineError(f"unicorn stopped at RIP {q[L.Q_RIP]:#x} with error {status} ({uc.UcError(status)})")
+
+    def stop(self) -> None:
+        """Let :meth:`run` return after the handler has returned."""
+        self._emu_stop(self._engine_argument)
+
+    def _on_event(self, _engine: int, code: int, _box: int) -> None:
+        self.code = code
+        try:
+            self.handler(code)
+        except BaseException as failure:
+            if self._failure is None:
+                self._failure = failure
+            self._emu_stop(self._engine_argument)
+
+    def _on_unmapped(self, _engine: int, kind: int, address: int, _size: int, _value: int, _box: int) -> bool:
+        try:
+            self.unmapped(kind, address)
+        except BaseException as failure:
+            self._failure = failure
+        self._emu_stop(self._engine_argument)
+        return False
+
+    # -- state that is more than a word ----------------------------------------------------------------------------
+
+    @property
+    def rflags(self) -> int:
+        """RFLAGS, 64 bits."""
+        q, i = self.q, self.i
+        if i[L.I_CC_OP] != L.CC_OP_EFLAGS:
+            q[L.Q_CC_SRC] = self._cc_compute(self._env_argument, i[L.I_CC_OP])
+            i[L.I_CC_OP] = L.CC_OP_EFLAGS
+        status = q[L.Q_CC_SRC] & L.STATUS_FLAGS
+        return q[L.Q_RFLAGS] & ~L.SPLIT_FLAGS | status | (0x400 if i[L.I_DF] >> 31 else 0) | 2
+
+    @rflags.setter
+    def rflags(self, value: int) -> None:
+        q, i = self.q, self.i
+        q[L.Q_RFLAGS] = (value & ~L.SPLIT_FLAGS if self.running else value) | 2
+        q[L.Q_CC_SRC] = value & L.STATUS_FLAGS
+        i[L.I_CC_OP] = L.CC_OP_EFLAGS
+        i[L.I_DF] = 0xFFFF_FFFF if value & 0x400 else 1
+
+    def set_status_flags(self, flags: int) -> None:
+        """Replace CF, PF, AF, ZF, SF, OF while code runs."""
+        self.q[L.Q_CC_SRC] = flags
+        self.i[L.I_CC_OP] = L.CC_OP_EFLAGS
+
+    def refresh(self) -> None:
+        """After CR0, CR4, EFER, CS, SS or RFLAGS were written raw: bring the engine's derived flags in line."""
+        hflags = self.i[L.I_HFLAGS] & ~L.HF_SMAP
+        self.i[L.I_HFLAGS] = hflags | (L.HF_SMAP if self.q[L.Q_CR + 4] >> 21 & 1 else 0)
+        self._update_hflags(self._env_argument)
+
+    def set_cr0(self, value: int) -> None:
+        """CR0 as MOV to CR0 does it: EFER.LMA follows."""
+        self._set_cr0(self._env_argument, value)
+
+    def set_cr4(self, value: int) -> None:
+        """CR4 as MOV to CR4 does it; bits that the engine does not know are kept too."""
+        self._set_cr4(self._env_argument, value & 0xFFFF_FFFF)
+        self.q[L.Q_CR + 4] = value
+
+    def flush(self) -> None:
+        """Forget every translation of linear addresses."""
+        self._tlb_flush(self._cpu_argument)
+
+    def flush_page(self, linear: int) -> None:
+        """Forget the translation of one linear address."""
+        self._tlb_flush_page(self._cpu_argument, linear)
+
+    def invalidate(self, start: int, end: int) -> None:
+        """Forget code translated from RAM in `start` .. `end` - 1, which has been written from outside."""
+        self._invalidate(self._engine_argument, start, end)
+
+    def request(self, bits: int) -> None:
+        """Raise interrupt lines (layout.REQUEST_*)."""
+        self._request.value |= bits
+
+    def withdraw(self, bits: int) -> None:
+        """Lower interrupt lines."""
+        self._request.value &= ~bits
+
+    def single_instruction(self) -> None:
+        """Let the next translated block be one instruction long."""
+        self._next_flags.value = 1
+
+    @property
+    def ticks(self) -> int:
+        """Bytes of code executed so far, by whole blocks."""
+        return self._box[native.BOX_TICKS]
+
+    @property
+    def deadline(self) -> int:
+        """The first block that would start at this tick or later becomes CODE_DEADLINE instead."""
+        return self._box[native.BOX_DEADLINE]
+
+    @deadline.setter
+    def deadline(self, ticks: int) -> None:
+        self._box[native.BOX_DEADLINE] = ticks
+
+    @property
+    def fault_address(self) -> int:
+        """Address of the last page fault (linear) or nested page fault (guest-physical)."""
+        return self.scratch_q[L.FAULT_ADDRESS_AT // 8]
+
+    @property
+    def fault_linear(self) -> int:
+        """Linear address of the last access that missed the TLB."""
+        return self._box[native.BOX_LINEAR]
+
+    @property
+    def fault_access(self) -> int:
+        """That access: 0 load, 1 store, 2 fetch."""
+        return self._box[native.BOX_ACCESS] & 0xFF
+
+    @property
+    def io(self) -> tuple[int, int, int]:
+        """Port, size in bytes and value (OUT only) of the last IN or OUT."""
+        return self._io[2 * native.BOX_IO], self._io[2 * native.BOX_IO + 1], self._io[2 * native.BOX_IO_VALUE]
+
+
+# FPU, MSR, PAE, SSE, LM, NX, SYSCALL: the engine itself leans on them.
+_ALWAYS_OFFERED = {(1, 3): 0x0700_0061, (0x8000_0001, 3): 0x2010_0800}
+
+
+def _address(function: Any) -> int:
+    return ctypes.cast(function, ctypes.c_void_p).value or 0
+
+
+def _no_handler(code: int) -> None:
+    raise EngineError(f"event {code:#x} with no machine around the engine")
+
+
+def _no_memory(kind: int, address: int) -> None:
+    raise EngineError(f"no memory at {address:#x} (access kind {kind})")
+
+
+def _unknown(what: str) -> EngineError:
+    return EngineError(f"this build of unicorn lays out its CPU otherwise than the 2.1.4 wheel for x86-64 Linux "
+                       f"(looked for {what}): install unicorn==2.1.4 from PyPI")
+
+
+def _check_version() -> None:
+    found = tuple(int(part) for part in uc.__version__.split(".")[:3])
+    if found != L.ENGINE_VERSION:
+        raise EngineError(f"unicorn {uc.__version__} is installed; the harness needs exactly 2.1.4 "
+                          "(pip install unicorn==2.1.4)")
+    if platform.machine().lower() not in ("x86_64", "amd64") or sys.maxsize < 1 << 32:
+        raise EngineError(f"the harness runs on x86-64 hosts only, this one is {platform.machine()}")
+
+
+def _readable(address: int) -> bool:
+    """Whether 8 bytes at `address` can be read; where the system does not tell, whether it looks like a pointer."""
+    if address % 8 or not 0x1000 <= address < 1 << 47:
+        return False
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        return True
+    for line in maps.read_text().splitlines():
+        first, _, rest = line.partition("-")
+        last, mode = rest.split()[:2]
+        if int(first, 16) <= address < int(last, 16):
+            return mode.startswith("r")
+    return False
+
+
+def _pointer(address: int, what: str) -> int:
+    if not _readable(address):
+        raise _unknown(what)
+    value = ctypes.c_uint64.from_address(address).value
+    if not _readable(value):
+        raise _unknown(what)
+    return value
+
+
+def _probe(fabric: Fabric) -> None:
+    """Write through the public API what can be written there, and find it in the struct."""
+    engine, q, i = fabric._uc, fabric.q, fabric.i
+    names = ("RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI", *(f"R{n}" for n in range(8, 16)))
+    words: list[tuple[str, int]] = [(name, number) for number, name in enumerate(names)]
+    words += [("RIP", L.Q_RIP), ("CR2", L.Q_CR + 2), ("DR0", L.Q_DR), ("DR3", L.Q_DR + 3),
+              ("FS_BASE", L.q_base(L.FS)), ("GS_BASE", L.q_base(L.GS))]
+    for number, (name, word) in enumerate(words):
+        register = getattr(x86_const, f"UC_X86_REG_{name}")
+        before, value = engine.reg_read(register), 0x1234_5678_9ABC + number * 0x1_0001
+        engine.reg_write(register, value)
+        if q[word] != value:
+            raise _unknown(name)
+        engine.reg_write(register, before)
+    for number, (name, segment) in enumerate((("GDTR", L.GDTR), ("IDTR", L.IDTR), ("LDTR", L.LDTR), ("TR", L.TR))):
+        register = getattr(x86_const, f"UC_X86_REG_{name}")
+        before, base, limit = engine.reg_read(register), 0xABCD_0000 + number, 0x7654 + number
+        engine.reg_write(register, (number, base, limit, 0))
+        if q[L.q_base(segment)] != base or i[L.i_limit(segment)] != limit:
+            raise _unknown(name)
+        engine.reg_write(register, before)
+    for name, address, word in (("STAR", 0xC000_0081, L.Q_STAR), ("LSTAR", 0xC000_0082, L.Q_LSTAR),
+                                ("KERNEL_GS_BASE", 0xC000_0102, L.Q_KERNEL_GS_BASE), ("PAT", 0x277, L.Q_PAT),
+                                ("SYSENTER_EIP", 0x176, L.Q_SYSENTER_EIP), ("TSC_AUX", 0xC000_0103, L.Q_TSC_AUX)):
+        before = engine.msr_read(address)
+        engine.msr_write(address, 0x0007_0406_0006_0105)
+        if q[word] != 0x0007_0406_0006_0105:
+            raise _unknown(name)
+        engine.msr_write(address, before)

@@ -1,0 +1,239 @@
+"""A PC: CPU, memory, ports, clock and devices, booted from a file and run until something ends it.
+
+:class:`Machine` has no VMX; ``hvtests.vmx.model.VmxMachine``, which `hvtests` exports as `Machine`, adds it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from hvtests.machine import layout as L
+from hvtests.machine.clock import Clock
+from hvtests.machine.cpu import Cpu
+from hvtests.machine.devices.pc import attach_pc
+from hvtests.machine.fabric import NEVER, Fabric
+from hvtests.machine.instructions import Instructions
+from hvtests.machine.memory import Memory
+from hvtests.machine.paging import FETCH
+from hvtests.machine.ports import Ports
+from hvtests.machine.registers import CpuModel, MsrFile
+from hvtests.machine.root import RootMode
+from hvtests.machine.stop import Limits, Stop, StopKind, StopRun, unmodelled
+
+SLICE = 1 << 26   # ticks between two looks at the real-time limit
+_ACCESS_KINDS = {19: "read", 20: "write", 21: "fetch", 22: "write", 23: "read", 24: "fetch"}
+
+
+class Machine:
+    """A PC with `ram` bytes of memory and the CPU `cpu`; `console` gets what is written to COM1 as it comes.
+
+    `serial` and `debugcon` hold all bytes written to COM1 and port 0xE9. A machine runs once from reset; it may be
+    stopped by limits and run on. Raises EngineError if the engine is not the one it was written for.
+    """
+
+    def __init__(self, ram: int = 256 << 20, cpu: CpuModel | None = None,
+                 console: Callable[[bytes], None] | None = None) -> None:
+        if cpu is None:
+            raise ValueError("a Machine needs a CpuModel; hvtests.Machine has one by default")
+        self.model = cpu
+        self.console = console
+        self.fabric = Fabric(ram)
+        self.memory = Memory(self.fabric)
+        self.cpu = Cpu(self.fabric, self.memory)
+        self.cpu.physical_bits = cpu.maxphyaddr
+        self.clock = Clock(lambda: self.fabric.ticks)
+        self.ports = Ports()
+        self.serial = bytearray()
+        self.debugcon = bytearray()
+        self.stopped: Stop | None = None
+        self._interrupts: list[int] = []
+        self.nmi_pending = False
+        self._alarms: dict[str, tuple[int, Callable[[], None]]] = {}
+        self.check_cr: Callable[[int, int], None] = _any_value
+        self.reset()
+        self.fabric.limit_features({key: cpu.cpuid(key[0], 0)[key[1]] for key in L.FEATURE_WORDS.values()})
+        self.msrs = MsrFile(cpu, self.fabric, self.cpu, self.clock)
+        self.instructions = Instructions(self)
+        self.root = RootMode(self)
+        self.root.enable()
+        self.dispatch: dict[int, Callable[[], None]] = self.root.handlers
+        self.fabric.handler = self._on_event
+        self.fabric.unmapped = self._on_unmapped
+        self.devices = attach_pc(
+            self.ports, on_serial=self._on_serial, on_debugcon=self.debugcon.extend,
+            on_debug_exit=lambda code: self.stop(Stop(StopKind.DEBUG_EXIT, f"debug exit {code:#04x}", code)),
+            on_shutdown=lambda how: self.stop(Stop(StopKind.SHUTDOWN, how)),
+            on_reset=lambda how: self.stop(Stop(StopKind.SHUTDOWN, how)), on_a20=self._on_a20)
+
+    def reset(self) -> None:
+        """Put the CPU in the state after power-up, but at 0000:0000 with IF = 0 (SDM 3A 10.1.1 [9.1.1])."""
+        fabric, cpu = self.fabric, self.cpu
+        for register in range(16):
+            cpu.gprs[register] = 0
+        fabric.q[L.Q_EFER] = 0
+        fabric.set_cr4(0)
+        fabric.set_cr0(0x6000_0010)
+        for number in range(6):
+            access = 0x9B if number == L.CS else 0x93
+            fabric.i[L.i_selector(number)], fabric.q[L.q_base(number)] = 0, 0
+            fabric.i[L.i_limit(number)], fabric.i[L.i_flags(number)] = 0xFFFF, access << 8
+        for number, access in ((L.LDTR, 0x82), (L.TR, 0x8B)):
+            fabric.i[L.i_selector(number)], fabric.q[L.q_base(number)] = 0, 0
+            fabric.i[L.i_limit(number)], fabric.i[L.i_flags(number)] = 0xFFFF, access << 8
+        cpu.set_table(L.GDTR, 0, 0xFFFF)
+        cpu.set_table(L.IDTR, 0, 0x3FF)
+        for number in range(4):
+            cpu.dr[number] = 0
+        cpu.dr[6], cpu.dr[7] = 0xFFFF_0FF0, 0x400
+        cpu.cr2, fabric.q[L.Q_CR + 3], cpu.cr8, cpu.xcr0 = 0, 0, 0, 1
+        cpu.rip, cpu.rflags = 0, 2
+        fabric.refresh()
+        fabric.flush()
+
+    def boot(self, path: Path) -> None:
+        """Load a bootable file and set the CPU as its loader leaves it. Raises ImageFileError."""
+        from hvtests.machine import boot  # the loaders need the Machine type
+
+        boot.load(self, path)
+
+    # -- running ---------------------------------------------------------------------------------------------------
+
+    def run(self, limit: Limits | None = None) -> Stop:
+        """Run until the software ends or `limit` is reached. A machine that ended otherwise stays ended."""
+        limit = limit or Limits()
+        if self.stopped is not None:
+            return self.stopped
+        end = None if limit.seconds is None else time.monotonic() + limit.seconds
+        if limit.ticks is not None:
+            self.set_alarm("limit", self.fabric.ticks + limit.ticks, _tick_limit)
+        self._real_time_end = end
+        try:
+            self._watch()
+            self.fabric.run()
+        except StopRun as ended:
+            if ended.stop.kind is not StopKind.TIMEOUT:
+                self.stopped = ended.stop
+            return ended.stop
+        finally:
+            self.cancel_alarm("limit")
+        if self.stopped is None:
+            raise unmodelled("the engine stopped by itself")
+        return self.stopped
+
+    def stop(self, stop: Stop) -> None:
+        """End the run with `stop`, at once if code is running."""
+        self.stopped = stop
+        if self.fabric.running:
+            raise StopRun(stop)
+
+    def _watch(self) -> None:
+        if self._real_time_end is not None and time.monotonic() > self._real_time_end:
+            raise StopRun(Stop(StopKind.TIMEOUT, "the real-time limit was reached"))
+        self.set_alarm("watch", self.fabric.ticks + SLICE, self._watch)
+
+    def _on_event(self, code: int) -> None:
+        handler = self.dispatch.get(code)
+        if handler is None:
+            if code == L.CODE_DEADLINE:
+                return self._on_deadline()
+            raise unmodelled(f"engine event {code:#x} at {self.cpu.code_linear:#x}")
+        handler()
+
+    def _on_unmapped(self, kind: int, address: int) -> None:
+        what = _ACCESS_KINDS.get(kind, "access")
+        raise unmodelled(f"{what} at physical address {address:#x}, where the machine has no memory "
+                         f"(linear {self.fabric.fault_linear:#x}, RIP {self.cpu.rip:#x})")
+
+    def retry_split_fetch(self, error_code: int) -> bool:
+        """Whether a page fault is a fetch further on in the block of code that the engine was about to translate.
+
+        RIP is still at the block's start then, and what stands before the fault must run first: one instruction.
+        """
+        linear = self.fabric.fault_address
+        start = self.cpu.code_linear
+        if not (error_code & FETCH or self.fabric.fault_access == 2) or linear >> 12 == start >> 12:
+            return False
+        found = self.cpu.read_linear(start, min(15, 0x1000 - (start & 0xFFF)), fetch=True)
+        if len(found) < 15 and not _complete(found, self.cpu.code_bits):
+            return False
+        self.fabric.single_instruction()
+        return True
+
+    # -- virtual time ----------------------------------------------------------------------------------------------
+
+    def set_alarm(self, name: str, ticks: int, action: Callable[[], None]) -> None:
+        """Call `action` when the fabric's tick counter has reached `ticks`, before the next block of code starts."""
+        self._alarms[name] = ticks, action
+        self._set_deadline()
+
+    def cancel_alarm(self, name: str) -> None:
+        """Forget an alarm."""
+        self._alarms.pop(name, None)
+        self._set_deadline()
+
+    def _set_deadline(self) -> None:
+        self.fabric.deadline = min((ticks for ticks, _ in self._alarms.values()), default=NEVER)
+
+    def _on_deadline(self) -> None:
+        now = self.fabric.ticks
+        due = sorted((ticks, name) for name, (ticks, _) in self._alarms.items() if ticks <= now)
+        for _, name in due:
+            _, action = self._alarms.pop(name)
+            action()
+        self._set_deadline()
+
+    # -- interrupts ------------------------------------------------------------------------------------------------
+
+    def raise_interrupt(self, vector: int) -> None:
+        """An external interrupt: taken as soon as RFLAGS.IF, or the guest's controls, allow. Several queue up."""
+        self._interrupts.append(vector)
+        self.fabric.request(L.REQUEST_HARD)
+
+    def raise_nmi(self) -> None:
+        """A non-maskable interrupt; a second one before the first is taken is lost."""
+        self.nmi_pending = True
+        self.fabric.request(L.REQUEST_NMI)
+
+    @property
+    def interrupt_pending(self) -> bool:
+        return bool(self._interrupts)
+
+    def take_interrupt(self) -> int:
+        """Acknowledge the interrupt that waited longest: its vector."""
+        vector = self._interrupts.pop(0)
+        if not self._interrupts:
+            self.fabric.withdraw(L.REQUEST_HARD)
+        return vector
+
+    def take_nmi(self) -> None:
+        """Acknowledge the NMI."""
+        self.nmi_pending = False
+        self.fabric.withdraw(L.REQUEST_NMI)
+
+    # -- devices ---------------------------------------------------------------------------------------------------
+
+    def _on_serial(self, data: bytes) -> None:
+        self.serial.extend(data)
+        if self.console is not None:
+            self.console(data)
+
+    def _on_a20(self, enabled: bool) -> None:
+        self.fabric.i[L.I_A20_MASK] = 0xFFFF_FFFF if enabled else 0xFFEF_FFFF
+        self.fabric.flush()
+
+
+def _any_value(_number: int, _value: int) -> None:
+    """Control registers outside VMX operation have no fixed bits."""
+
+
+def _tick_limit() -> None:
+    raise StopRun(Stop(StopKind.TIMEOUT, "the limit of virtual time was reached"))
+
+
+def _complete(code: bytes, bits: int) -> bool:
+    """Whether `code` begins with a whole instruction."""
+    import capstone
+    mode = {16: capstone.CS_MODE_16, 32: capstone.CS_MODE_32, 64: capstone.CS_MODE_64}[bits]
+    return next(capstone.Cs(capstone.CS_ARCH_X86, mode).disasm_lite(code, 0, 1), None) is not None

@@ -1,0 +1,92 @@
+"""The machine code that runs inside the engine: hooks too frequent, or in places too delicate, for Python.
+
+Each hook ends the current instruction before it has done anything and lets the event reach the handler as a code of
+:mod:`hvtests.machine.layout`, or counts and returns. They share one block of 64-bit words, the box.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+from functools import lru_cache
+
+from keystone import KS_ARCH_X86, KS_MODE_64, Ks
+
+from hvtests.machine import layout as L
+
+# Words of the box.
+BOX_CPU, BOX_LOOP_EXIT, BOX_TLB_FILL, BOX_TICKS, BOX_DEADLINE, BOX_LINEAR, BOX_ACCESS, BOX_IO, BOX_IO_VALUE = range(9)
+BOX_WORDS = 16
+
+_LEAVE = f"mov dword ptr [rdi + {L.EXCEPTION_INDEX_AT}]"
+
+# Name -> text. Arguments are those of Unicorn's callbacks in the System V calling convention; `{box}` its address.
+_THUNKS = {
+    # uc, port, size, box
+    "in": f"""
+        mov   [rcx + {8 * BOX_IO}], esi
+        mov   [rcx + {8 * BOX_IO + 4}], edx
+        mov   rdi, [rcx + {8 * BOX_CPU}]
+        {_LEAVE}, {L.CODE_IN}
+        jmp   qword ptr [rcx + {8 * BOX_LOOP_EXIT}]""",
+    # uc, port, size, value, box
+    "out": f"""
+        mov   [r8 + {8 * BOX_IO}], esi
+        mov   [r8 + {8 * BOX_IO + 4}], edx
+        mov   [r8 + {8 * BOX_IO_VALUE}], rcx
+        mov   rdi, [r8 + {8 * BOX_CPU}]
+        {_LEAVE}, {L.CODE_OUT}
+        jmp   qword ptr [r8 + {8 * BOX_LOOP_EXIT}]""",
+    # uc, box
+    "syscall": f"""
+        mov   rdi, [rsi + {8 * BOX_CPU}]
+        {_LEAVE}, {L.CODE_SYSCALL}
+        jmp   qword ptr [rsi + {8 * BOX_LOOP_EXIT}]""",
+    "sysenter": f"""
+        mov   rdi, [rsi + {8 * BOX_CPU}]
+        {_LEAVE}, {L.CODE_SYSENTER}
+        jmp   qword ptr [rsi + {8 * BOX_LOOP_EXIT}]""",
+    # uc, address, size, box: time is one tick per byte of code; at the deadline the block does not start
+    "block": f"""
+        mov   rax, [rcx + {8 * BOX_TICKS}]
+        cmp   rax, [rcx + {8 * BOX_DEADLINE}]
+        jae   late
+        mov   edx, edx
+        add   rax, rdx
+        mov   [rcx + {8 * BOX_TICKS}], rax
+        ret
+        late:
+        mov   rdi, [rcx + {8 * BOX_CPU}]
+        {_LEAVE}, {L.CODE_DEADLINE}
+        jmp   qword ptr [rcx + {8 * BOX_LOOP_EXIT}]""",
+    # cpu, linear address, size, access, ...: remember the linear address, which a nested fault does not report
+    "tlb_fill": f"""
+        movabs rax, {{box}}
+        mov   [rax + {8 * BOX_LINEAR}], rsi
+        mov   [rax + {8 * BOX_ACCESS}], rcx
+        jmp   qword ptr [rax + {8 * BOX_TLB_FILL}]""",
+}
+
+
+@lru_cache(maxsize=256)
+def _assemble(text: str) -> bytes:
+    code, _ = Ks(KS_ARCH_X86, KS_MODE_64).asm(text, 0, as_bytes=True)
+    assert code is not None, text
+    return bytes(code)
+
+
+class Thunks:
+    """The hooks, placed in executable memory of their own, and their box."""
+
+    def __init__(self) -> None:
+        self.box = (ctypes.c_uint64 * BOX_WORDS)()
+        self.box_address = ctypes.addressof(self.box)
+        self._memory = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+        base = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
+        self.addresses: dict[str, int] = {}
+        at = 0
+        for name, text in _THUNKS.items():
+            code = _assemble(text.format(box=self.box_address))
+            self._memory[at:at + len(code)] = code
+            self.addresses[name] = base + at
+            at += (len(code) + 15) & ~15
