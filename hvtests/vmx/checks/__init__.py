@@ -45,19 +45,24 @@ RULES: tuple[Rule, ...] = tuple(rule for rules in (
 BY_ID: dict[str, Rule] = {rule.id: rule for rule in RULES}
 
 _Plan = tuple[tuple[Check, Rule], ...]
+_Plans = dict[frozenset[str] | str, _Plan]
 
 
 class Checker:
     """Runs rules in order, and only those that the fields written since the last successful entry can have changed.
 
+    Rules that read memory run on each entry, but only where their guard says that the VMCS makes them look there.
     Plans are kept per set of fields, so that the usual entry (GUEST_RIP and little else written) costs one lookup.
     """
 
     def __init__(self, rules: Iterable[Rule] = RULES) -> None:
         self.rules = tuple(rules)
         self._everything: _Plan = tuple((rule.holds, rule) for rule in self.rules)
-        self._by_field: dict[str, _Plan] = {}
-        self._by_fields: dict[frozenset[str], _Plan] = {}
+        self._guarded = tuple((rule.guard, rule) for rule in self.rules if rule.guard is not None)
+        self._guard_fields = frozenset(field for _, rule in self._guarded for field in rule.guard_reads)
+        # By armed rules, then by fields written. `_rearming` holds the plans after a write that decides about guards.
+        self._plans: dict[frozenset[str], _Plans] = {}
+        self._rearming: dict[frozenset[str], _Plans] = {}
 
     def run(self, state: EntryState, dirty: Collection[str] | None = None) -> Failure | None:
         """The first rule that does not hold, or None: the entry may go on.
@@ -66,26 +71,42 @@ class Checker:
         this VMCS that passed; None runs every rule. Names that no rule reads are fine.
         """
         if dirty is None:
+            state.armed = None
             plan = self._everything
-        elif len(dirty) == 1:
-            (field,) = dirty
-            found = self._by_field.get(field)
-            if found is None:
-                found = self._by_field[field] = self._plan(frozenset(dirty))
-            plan = found
         else:
-            fields = frozenset(dirty)
-            found = self._by_fields.get(fields)
-            if found is None:
-                found = self._by_fields[fields] = self._plan(fields)
-            plan = found
+            plans: _Plans | None = state.armed
+            if plans is None or state.armed_for != state.vmcs_pointer:
+                plans = self._arm(state)
+            key: frozenset[str] | str
+            if len(dirty) == 1:
+                (key,) = dirty
+            else:
+                key = frozenset(dirty)
+            plan = plans.get(key) or self._plan(state, key, frozenset(dirty))
         for holds, rule in plan:
             if not holds(state):
                 return Failure(rule)
         return None
 
-    def _plan(self, fields: frozenset[str]) -> _Plan:
-        return tuple((rule.holds, rule) for rule in self.rules if rule.volatile or not fields.isdisjoint(rule.reads))
+    def _arm(self, state: EntryState) -> _Plans:
+        """Note in `state` which rules that read memory the VMCS makes look there."""
+        armed = frozenset(rule.id for guard, rule in self._guarded if guard(state))
+        state.armed_for = state.vmcs_pointer
+        plans = state.armed = self._plans.setdefault(armed, {})
+        return plans
+
+    def _plan(self, state: EntryState, key: frozenset[str] | str, fields: frozenset[str]) -> _Plan:
+        armed = frozenset(rule.id for guard, rule in self._guarded if guard(state))
+        if fields.isdisjoint(self._guard_fields):
+            plans = self._plans.setdefault(armed, {})
+        else:
+            plans = self._rearming.setdefault(armed, {})
+            state.armed = None  # a field that decides about guards was written: ask them again next time
+        plan = plans.get(key)
+        if plan is None:
+            plan = plans[key] = tuple((rule.holds, rule) for rule in self.rules
+                                      if rule.id in armed or not fields.isdisjoint(rule.reads))
+        return plan
 
 
 def run(state: EntryState, dirty: Collection[str] | None = None) -> Failure | None:

@@ -92,11 +92,16 @@ def tpr_threshold_reserved(s: EntryState) -> bool:
     return not s.read("TPR_THRESHOLD") >> 4
 
 
-@rule("ctl.tpr_threshold.above_vtpr", *PROC2, "TPR_THRESHOLD", "VIRTUAL_APIC_PAGE_ADDR", volatile=True)
+def _tpr_shadow(s: EntryState) -> bool:
+    return bool(s.proc & c.USE_TPR_SHADOW)
+
+
+@rule("ctl.tpr_threshold.above_vtpr", *PROC2, "TPR_THRESHOLD", "VIRTUAL_APIC_PAGE_ADDR",
+      guard=_tpr_shadow, guard_reads=(PROC,))
 def tpr_threshold_above_vtpr(s: EntryState) -> bool:
     """If "use TPR shadow" is 1 and "virtualize APIC accesses" and "virtual-interrupt delivery" are 0, bits 3:0 of
     TPR_THRESHOLD must not be greater than bits 7:4 of VTPR (byte 80H of the virtual-APIC page)."""
-    if not s.read(PROC) & c.USE_TPR_SHADOW or s.proc2 & (c.VIRTUALIZE_APIC_ACCESSES | c.VIRTUAL_INTERRUPT_DELIVERY):
+    if not s.proc & c.USE_TPR_SHADOW or s.proc2 & (c.VIRTUALIZE_APIC_ACCESSES | c.VIRTUAL_INTERRUPT_DELIVERY):
         return True
     vtpr = s.memory.u32(s.read("VIRTUAL_APIC_PAGE_ADDR") + 0x80) & 0xFF
     return s.read("TPR_THRESHOLD") & 0xF <= vtpr >> 4

@@ -282,14 +282,18 @@ def link_width(s: EntryState) -> bool:
     return value == ALL_ONES or not value & s.cap.structure_reserved
 
 
-@OTHER.rule("guest.link.revision", LINK, qualification=QUALIFICATION_LINK, volatile=True)
+def _linked(s: EntryState) -> bool:
+    return s.read(LINK) != ALL_ONES
+
+
+@OTHER.rule("guest.link.revision", LINK, qualification=QUALIFICATION_LINK, guard=_linked, guard_reads=(LINK,))
 def link_revision(s: EntryState) -> bool:
     """If VMCS_LINK_POINTER is not all ones, bits 30:0 of the word it points to must be the VMCS revision identifier."""
     value = s.read(LINK)
     return value == ALL_ONES or s.memory.u32(value) & 0x7FFF_FFFF == s.cap.vmcs_revision
 
 
-@OTHER.rule("guest.link.shadow", LINK, *PROC2, qualification=QUALIFICATION_LINK, volatile=True)
+@OTHER.rule("guest.link.shadow", LINK, *PROC2, qualification=QUALIFICATION_LINK, guard=_linked, guard_reads=(LINK,))
 def link_shadow(s: EntryState) -> bool:
     """If VMCS_LINK_POINTER is not all ones, bit 31 of the word it points to (shadow-VMCS indicator) must equal "VMCS
     shadowing"."""
@@ -319,12 +323,16 @@ def pdpte_in_vmcs(s: EntryState, r: str) -> bool:
     return _pdpte_valid(s, s.read(r))
 
 
+def _without_ept(s: EntryState) -> bool:
+    return not s.proc2 & c.ENABLE_EPT
+
+
 @PAGES.rule("guest.pdptes.memory", "GUEST_CR0", "GUEST_CR4", ENTRY, *PROC2, "GUEST_CR3",
-            qualification=QUALIFICATION_PDPTE, volatile=True)
+            qualification=QUALIFICATION_PDPTE, guard=_without_ept, guard_reads=PROC2)
 def pdptes_in_memory(s: EntryState) -> bool:
     """If the guest will use PAE paging and "enable EPT" is 0, none of the four PDPTEs in memory at GUEST_CR3 may, when
     present (bit 0), set bits 2:1, 8:5 or those beyond the physical-address width."""
-    if s.read(ENTRY) & c.IA32E_MODE_GUEST or not s.pae_paging or s.proc2 & c.ENABLE_EPT:
+    if not s.pae_paging or s.proc2 & c.ENABLE_EPT:
         return True
     table = s.read("GUEST_CR3") & 0xFFFF_FFE0
     return all(_pdpte_valid(s, s.memory.u64(table + offset)) for offset in (0, 8, 16, 24))

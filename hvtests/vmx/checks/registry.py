@@ -40,7 +40,8 @@ class Stage(Enum):
 class Rule:
     """One check. `qualification` is EXIT_QUALIFICATION of the failure (guest stage only, SDM 3C 27.8).
 
-    `volatile` marks a rule that reads memory: it runs on each entry, whichever fields were written.
+    A rule that reads memory has a `guard`, which tells whether it will look there; then it runs on each entry,
+    whichever fields were written. A guard depends only on the fields of `guard_reads`, and those only on VMWRITE.
     """
 
     id: str
@@ -50,7 +51,8 @@ class Rule:
     reads: tuple[str, ...]
     holds: Check
     qualification: int = 0
-    volatile: bool = False
+    guard: Check | None = None
+    guard_reads: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +92,10 @@ class RuleSet:
         self.rules: list[Rule] = []
 
     def rule(self, id_: str, *reads: str, section: str | None = None, qualification: int = 0,
-             volatile: bool = False) -> Callable[[Check], Check]:
+             guard: Check | None = None, guard_reads: tuple[str, ...] = ()) -> Callable[[Check], Check]:
         """Declare the decorated function a rule."""
         def declare(check: Check) -> Check:
-            self._add(id_, reads, section, check.__doc__, check, qualification, volatile)
+            self._add(id_, reads, section, check.__doc__, check, qualification, guard, guard_reads)
             return check
         return declare
 
@@ -110,10 +112,10 @@ class RuleSet:
         return declare
 
     def _add(self, id_: str, reads: tuple[str, ...], section: str | None, doc: str | None, check: Check,
-             qualification: int = 0, volatile: bool = False) -> None:
+             qualification: int = 0, guard: Check | None = None, guard_reads: tuple[str, ...] = ()) -> None:
         sentence = re.sub(r"\s+", " ", (doc or "").split("\n\n")[0]).strip()
         self.rules.append(Rule(id_, self.stage, f"SDM 3C {section or self.section}", sentence, reads, check,
-                               qualification, volatile))
+                               qualification, guard, guard_reads))
 
 
 def _bind(check: RegisterCheck, register: str) -> Check:
