@@ -16,6 +16,8 @@ SHUTDOWN = "mov dx, 0x8900\n" + "".join(f"mov al, {byte}\nout dx, al\n" for byte
 HALT = "cli\nhlt\n"
 SPIN = "spin: jmp spin\n"
 DUMP_AT = 0x9000
+DRIVE_AT = 0x8FF0
+KERNEL_DUMP_AT = 0x20000
 TEXT_AT = 0x180  # where the text lies behind the code's first byte
 
 REAL_MODE = """
@@ -29,16 +31,13 @@ REAL_MODE = """
 """
 DUMP = """
     cld
-    xor ax, ax
-    mov ds, ax
-    mov si, {at:#x}
-    mov cx, {size}
-    jcxz dumped
+    mov {si}, {at:#x}
+    mov {cx}, {size}
 dumping:
-    lodsb al, byte ptr [si]
+    lodsb al, byte ptr [{si}]
     out 0xe9, al
-    loop dumping
-dumped:
+    dec {cx}
+    jnz dumping
 """
 SAY = """
     mov dx, 0x3fb
@@ -96,16 +95,24 @@ def disk(text: bytes, last: str, first: str = "") -> bytes:
     return sector.ljust(510, b"\0") + b"\x55\xaa"
 
 
-def dump_disk(work: str, size: int, sectors: bytes = b"") -> bytes:
-    """A boot sector that runs ``work`` (16-bit) and puts ``size`` bytes from DUMP_AT on port 0xE9; more sectors follow."""
-    code = assemble(REAL_MODE + work + DUMP.format(at=DUMP_AT, size=size) + debug_exit(0x10) + SHUTDOWN + HALT, 0x7C00, 16)
+def dump_disk(work: str, size: int) -> bytes:
+    """A boot sector: runs ``work`` (16-bit, DL kept in DRIVE_AT), puts ``size`` bytes from DUMP_AT on port 0xE9, ends.
+
+    ``work`` must leave DS = 0.
+    """
+    end = DUMP.format(at=DUMP_AT, size=size, si="si", cx="cx") + debug_exit(0x10) + SHUTDOWN + HALT
+    code = assemble(REAL_MODE + f"mov byte ptr [{DRIVE_AT:#x}], dl\n" + work + end, 0x7C00, 16)
     assert len(code) <= 510, f"{len(code)} bytes of code"
-    return code.ljust(510, b"\0") + b"\x55\xaa" + sectors
+    return code.ljust(510, b"\0") + b"\x55\xaa"
 
 
 def iso(text: bytes, last: str, first: str = "") -> bytes:
     """An El Torito ISO, no emulation, whose boot image is the boot sector of :func:`disk` at 0000:7C00."""
-    boot = disk(text, last, first)
+    return iso_of(disk(text, last, first))
+
+
+def iso_of(boot: bytes) -> bytes:
+    """An El Torito ISO, no emulation, whose boot image is the sector ``boot``."""
     made = pycdlib.PyCdlib()
     made.new(vol_ident="TEST")
     made.add_fp(io.BytesIO(boot), len(boot), "/BOOT.BIN;1")
@@ -121,6 +128,14 @@ def multiboot_elf(text: bytes, last: str, first: str = "", flags: int = 0) -> by
     header = struct.pack("<III", 0x1BADB002, flags, -(0x1BADB002 + flags) & 0xFFFFFFFF).ljust(16, b"\0")
     body = header + program(text, last, MULTIBOOT_LOAD + 16, 32, first)
     return elf32([(MULTIBOOT_LOAD, body, len(body) + 64)], MULTIBOOT_LOAD + 16)
+
+
+def multiboot_dump(work: str, size: int, flags: int = 0) -> bytes:
+    """An ELF32 kernel that runs ``work`` (32-bit), puts ``size`` bytes from KERNEL_DUMP_AT on port 0xE9, ends."""
+    header = struct.pack("<III", 0x1BADB002, flags, -(0x1BADB002 + flags) & 0xFFFFFFFF).ljust(16, b"\0")
+    end = DUMP.format(at=KERNEL_DUMP_AT, size=size, si="esi", cx="ecx") + debug_exit(0x10) + SHUTDOWN + HALT
+    code = header + assemble(work + end, MULTIBOOT_LOAD + 16, 32)
+    return elf32([(MULTIBOOT_LOAD, code, len(code))], MULTIBOOT_LOAD + 16)
 
 
 def elf32(segments: list[tuple[int, bytes, int]], entry: int) -> bytes:

@@ -85,10 +85,10 @@ class Bios:
         return 0xFF
 
     def port_write(self, port: int, size: int, value: int) -> None:  # noqa: ARG002
-        """The trap: RIP is at a stub's OUT. A write from anywhere else means nothing."""
+        """The trap: RIP is behind a stub's OUT. A write from anywhere else means nothing."""
         cpu = self._cpu
-        number, rest = divmod(cpu.rip - STUBS, 4)
-        if rest or not 0 <= number < 256 or cpu.segment(L.CS).base != ROM or cpu.mode() is not Mode.REAL:
+        number, behind = divmod(cpu.rip - STUBS, 4)
+        if behind != 2 or not 0 <= number < 256 or cpu.segment(L.CS).base != ROM or cpu.mode() is not Mode.REAL:
             return
         service = self._services.get(number)
         if service is not None:

@@ -1,0 +1,74 @@
+"""The harness itself as a runner: the machine of :mod:`hvtests.machine` with the VMX of :mod:`hvtests.vmx`."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from generator.errors import EngineError
+from hvtests.machine.stop import Limits, Stop, StopKind
+from hvtests.runners.base import (
+    DEFAULT_TIMEOUT,
+    RunResult,
+    SerialSink,
+    Verdict,
+    emulator_missing,
+    judge,
+)
+
+if TYPE_CHECKING:
+    from hvtests.vmx.capabilities import CpuModel
+    from hvtests.vmx.model import VmxMachine
+
+INSTALL = "pip install unicorn==2.1.4"
+
+
+@dataclass(frozen=True, slots=True)
+class UnicornRunner:
+    """Boots a disk, an ISO or a multiboot kernel in the harness.
+
+    ``cpu`` is the modelled CPU, by default one with all that an image of ours wants.
+    """
+
+    name: ClassVar[str] = "unicorn"
+    cpu: CpuModel | None = None
+    memory_mib: int = 256
+
+    def missing(self) -> str | None:
+        """See :class:`hvtests.runners.base.Runner`."""
+        try:
+            version("unicorn")
+        except PackageNotFoundError:
+            return f"the Python package unicorn is not installed; to install it: {INSTALL}"
+        return None
+
+    def run(self, image: Path, *, timeout: float = DEFAULT_TIMEOUT, on_serial: SerialSink | None = None) -> RunResult:
+        """See :class:`hvtests.runners.base.Runner`. The result has the record of VM exits."""
+        lacking = self.missing()
+        if lacking is not None:
+            return emulator_missing(lacking)
+        from hvtests.vmx.model import VmxMachine
+
+        begin = time.monotonic()
+        try:
+            machine = VmxMachine(self.memory_mib << 20, self.cpu, on_serial)
+        except EngineError as error:
+            return emulator_missing(str(error))
+        machine.boot(image)
+        stop = machine.run(Limits(seconds=timeout))
+        return result_of(machine, stop, time.monotonic() - begin)
+
+
+def result_of(machine: VmxMachine, stop: Stop, seconds: float) -> RunResult:
+    """What a machine that ran to ``stop`` has to tell, in the form that all runners share."""
+    serial = bytes(machine.serial)
+    outcome, verdict = judge(stop.code, serial)
+    if stop.kind is StopKind.TIMEOUT:
+        verdict = Verdict.TIMEOUT
+    return RunResult(
+        outcome, verdict, stop.code, serial, bytes(machine.debugcon), seconds,
+        stop.detail or stop.kind.name.lower().replace("_", " "), machine.exits,
+    )  # fmt: skip
