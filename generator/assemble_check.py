@@ -38,7 +38,7 @@ _CONDITIONS = {
 _OPERAND_SIZE = 0x66
 _LEGACY_PREFIXES = frozenset(bytes.fromhex("2636 2e3e 6465 66 67 f0f2f3"))
 # Mnemonics in which 66 is part of the opcode, and those that name the size that it chooses.
-_PREFIX_IS_OPCODE = _words("invept invvpid invpcid clflushopt clwb adcx")
+_PREFIX_IS_OPCODE = _words("vmclear invept invvpid invpcid clflushopt clwb adcx")
 _PREFIX_SHOWN = {
     16: _words("cbw cwd pushaw popaw pushf popf iret stosw movsw lodsw scasw cmpsw insw outsw"),
     32: _words("cwde cdq pushad popad pushfd popfd iretd stosd movsd lodsd scasd cmpsd insd outsd"),

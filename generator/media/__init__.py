@@ -1,0 +1,1 @@
+"""Bytes -> something a machine boots: a raw disk, a CD, a multiboot kernel."""

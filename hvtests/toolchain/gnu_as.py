@@ -93,9 +93,9 @@ def _judge(bits: int, row: ListingRow, gnu: bytes) -> list[Difference]:
 
 
 def _segment_move(text: str) -> str:
-    """MOV to a segment register takes 16 bits of a register of any width: GNU as leaves the prefix out (SDM 2B, MOV)."""
-    match = re.fullmatch(r"mov ([c-gs]s), [er]?(\w+)", text)
-    return f"{match[1]} {match[2]}" if match is not None else ""
+    """MOV to and from a segment register, without the other register's width, which changes nothing (SDM 2B, MOV)."""
+    match = re.fullmatch(r"mov (?:([c-gs]s), )?[er]?(\w{2})(?:, ([c-gs]s))?", text)
+    return "" if match is None or not (match[1] or match[3]) else f"{match[1]} {match[2]} {match[3]}"
 
 
 def _gnu_text(row: ListingRow, symbols: Mapping[str, int], constants: Mapping[str, int]) -> str:
