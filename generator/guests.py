@@ -56,7 +56,7 @@ def load_guest(vm: VmSpec, spec_dir: Path) -> GuestImage:
                                  '(for plain bytes write format = "flat" and a mode)', guest.where("format"))
         return _elf(vm, path, data)
     if is_elf:
-        raise GuestFileError(f'{path} is an ELF, not a flat binary (write format = "elf", without mode, load and entry)',
+        raise GuestFileError(f'{path} is an ELF, not flat (write format = "elf", and leave out mode, load, entry)',
                              guest.where("format"))
     return _flat(vm, path, data)
 
@@ -82,8 +82,8 @@ def _fits(vm: VmSpec, path: Path, address: int, size: int, what: str) -> None:
         return
     needed = -(-end // MEMORY_STEP) * MEMORY_STEP
     remedy = f'write memory = "{needed // MIB}M"' if needed <= MEMORY_MAX else "no VM can have that much"
-    raise LayoutError(f"guest too large: {what} of {path}, {size} bytes at {address:#x}, ends at {end:#x}, but the VM's "
-                      f"memory of {vm.memory // MIB}M ends at {vm.memory:#x} ({remedy})", vm.guest.where("file"))
+    raise LayoutError(f"guest too large: {what} of {path}, {size} bytes at {address:#x}, ends at {end:#x}, but the "
+                      f"VM's memory of {vm.memory // MIB}M ends at {vm.memory:#x} ({remedy})", vm.guest.where("file"))
 
 
 def _flat(vm: VmSpec, path: Path, data: bytes) -> GuestImage:

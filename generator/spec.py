@@ -27,7 +27,8 @@ from pydantic import (
 
 from generator.arch import events
 from generator.arch.abi import VmEnd
-from generator.spec_errors import Document, KeyPath, explain_validation, nearest
+from generator.spec_errors import Document, KeyPath, explain_validation
+from generator.suggest import nearest
 
 MIB = 1 << 20
 MEMORY_STEP = 2 * MIB            # EPT maps guests with 2 MiB pages
@@ -108,13 +109,12 @@ ENDS = {end.spelling: end for end in VmEnd if end is not VmEnd.RUNNING}
 EXCEPTIONS = {vector.mnemonic: vector.mnemonic for vector in events.EXCEPTIONS if vector.mnemonic != "NMI"}
 
 
-def _key(description: str, *, takes: str, write: str, **more: Any) -> Any:
-    """A key: what it means, what it takes ("… is not `takes`"), and how a right one is written in TOML."""
-    return Field(description=description, json_schema_extra={"takes": takes, "write": write}, **more)
-
-
-def _integer(low: int, high: int) -> dict[str, int]:
-    return {"ge": low, "le": high}
+def _key(description: str, *, takes: str, write: str, item: str = "", bounds: tuple[int, int] | None = None,
+         **more: Any) -> Any:
+    """A key: what it means, what it takes ("… is not `takes`"), how a right one is written, what an `item` of it is."""
+    if bounds is not None:
+        more |= {"ge": bounds[0], "le": bounds[1]}
+    return Field(description=description, json_schema_extra={"takes": takes, "write": write, "item": item}, **more)
 
 
 class _Section(BaseModel):
@@ -136,11 +136,11 @@ class ImageSection(_Section):
     watchdog_ticks: int = _key(
         "TSC ticks that a VM may run without a VM exit before it is stopped with the end `watchdog`.",
         takes=f"a number of TSC ticks from 1000 to {TICKS_MAX}", write="50_000_000", default=50_000_000,
-        **_integer(1000, TICKS_MAX))
+        bounds=(1000, TICKS_MAX))
     slice_ticks: int = _key(
         "TSC ticks of one turn; only with `schedule = \"round-robin\"`.",
         takes=f"a number of TSC ticks from 1000 to {TICKS_MAX}", write="1_000_000", default=1_000_000,
-        **_integer(1000, TICKS_MAX))
+        bounds=(1000, TICKS_MAX))
 
 
 class GuestSpec(_Section):
@@ -161,14 +161,15 @@ class GuestSpec(_Section):
         takes=f"one of {_names(*GuestMode)}", write='"long"', default=None)
     load: int = _key(
         "Guest-physical address at which a flat file or a template is loaded. An ELF says it itself.",
-        takes="an address inside the VM's memory", write="0x1000", default=DEFAULT_LOAD, **_integer(0, MEMORY_MAX - 1))
+        takes="an address inside the VM's memory", write="0x1000", default=DEFAULT_LOAD, bounds=(0, MEMORY_MAX - 1))
     entry: int | None = _key(
         "Guest-physical address of the first instruction of a flat file; without it, `load`.",
-        takes="an address inside the VM's memory", write="0x1000", default=None, **_integer(0, MEMORY_MAX - 1))
+        takes="an address inside the VM's memory", write="0x1000", default=None, bounds=(0, MEMORY_MAX - 1))
     params: dict[str, Annotated[str | int | bool, PlainValidator(_param), WithJsonSchema(
         {"type": ["string", "integer", "boolean"]})]] = _key(
         "Values handed to the template under their names; which it takes, it says at its top.",
-        takes="a table of strings, integers and booleans", write="{ rounds = 3 }", default_factory=dict)
+        takes="a table of strings, integers and booleans", item="a string, an integer, true or false",
+        write="{ rounds = 3 }", default_factory=dict)
 
     _places: dict[str, str] = PrivateAttr(default_factory=dict)
 
@@ -195,13 +196,13 @@ class VmSpec(_Section):
         takes="true or false", write="true", default=False)
     tsc_offset: int = _key(
         "What is added to the time-stamp counter that the guest reads.",
-        takes="a signed 64-bit number", write="-1_000_000", default=0, **_integer(-(1 << 63), (1 << 63) - 1))
+        takes="a signed 64-bit number", write="-1_000_000", default=0, bounds=(-(1 << 63), (1 << 63) - 1))
     intercept_exceptions: Annotated[
         tuple[Annotated[str, BeforeValidator(_one_of(EXCEPTIONS)), WithJsonSchema({"enum": list(EXCEPTIONS)})], ...],
         AfterValidator(_no_repeat)] = _key(
         "Exceptions of the guest that cause VM exits; the hypervisor hands them back to the guest.",
-        takes=f"a list of exceptions, each once, of {_names(*EXCEPTIONS)}", write='["#UD", "#GP"]', default=(),
-        strict=False)
+        takes="a list of exceptions, each once", item=f"one of {_names(*EXCEPTIONS)}", write='["#UD", "#GP"]',
+        default=(), strict=False)
     guest: GuestSpec = _key(
         "What runs in it.", takes="a table", write="[vm.guest]")
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import tomllib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,21 +13,12 @@ from pydantic import BaseModel, ValidationError
 
 from generator import toml_lines
 from generator.errors import SpecError
+from generator.suggest import nearest
 
 KeyPath = tuple[str | int, ...]
 
 _AT_LINE = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
 _BARE_WORD = re.compile(r"^\s*([A-Za-z0-9_.\"-]+)\s*=\s*([A-Za-z0-9_./#-][^\"'#\[\]{}]*?)\s*(?:#.*)?$")
-
-
-def nearest(word: str, choices: Iterable[str]) -> str:
-    """``; did you mean "x"?`` for the nearest of `choices`, or else the list of them."""
-    known = sorted(choices)
-    close = difflib.get_close_matches(word.lower(), [choice.lower() for choice in known], n=1, cutoff=0.6)
-    for choice in known:
-        if close and choice.lower() == close[0]:
-            return f'; did you mean "{choice}"?'
-    return "; there are: " + ", ".join(known) if known else ""
 
 
 def show(value: object) -> str:
@@ -155,8 +145,9 @@ def _message(document: Document, kind: str, path: KeyPath, model: type[BaseModel
     if kind == "missing":
         header = write.startswith("[")
         return f"is missing: {takes} (write e.g. {write if header else f'{path[-1]} = {write}'})"
-    value = document.value(path)
-    return f"{show(value)} is not {takes} (write e.g. {write})"
+    if isinstance(path[-1], int) or path[-2:-1] == ("params",):
+        takes, write = extra.get("item", takes), ""
+    return f"{show(document.value(path))} is not {takes}" + (f" (write e.g. {write})" if write else "")
 
 
 def explain_validation(document: Document, error: ValidationError, model: type[BaseModel]) -> SpecError:

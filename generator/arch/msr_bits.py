@@ -6,49 +6,26 @@ SDM 3D Appendix A (VMX), SDM 4 table 2-2 (the others).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
+from generator.arch.bits import BitField, fields
 
-@dataclass(frozen=True, slots=True)
-class MsrBits:
-    """Bits `high`:`low` of an MSR."""
-
-    low: int
-    high: int
-    name: str
-    title: str
-
-    @property
-    def mask(self) -> int:
-        """The field's bits as a mask over the whole MSR."""
-        return (1 << self.high + 1) - (1 << self.low)
-
-    def value(self, msr: int) -> int:
-        """The field's value in `msr`."""
-        return (msr & self.mask) >> self.low
-
-
-def _fields(*rows: tuple[int, int, str, str]) -> tuple[MsrBits, ...]:
-    return tuple(MsrBits(low, high, name, title) for low, high, name, title in rows)
-
-
-_MUST_MAY: Final = _fields(
+_MUST_MAY: Final = fields(
     ( 0, 31, "ALLOWED_0", "1: the control must be 1"),
     (32, 63, "ALLOWED_1", "1: the control may be 1"),
 )
-_MAY: Final = _fields((0, 63, "ALLOWED_1", "1: the control may be 1"))
-_MUST_BE_ONE: Final = _fields((0, 63, "FIXED_0", "1: the bit must be 1"))
-_MAY_BE_ONE: Final = _fields((0, 63, "FIXED_1", "1: the bit may be 1"))
+_MAY: Final = fields((0, 63, "ALLOWED_1", "1: the control may be 1"))
+_MUST_BE_ONE: Final = fields((0, 63, "FIXED_0", "1: the bit must be 1"))
+_MAY_BE_ONE: Final = fields((0, 63, "FIXED_1", "1: the bit may be 1"))
 
-BITS: Mapping[str, tuple[MsrBits, ...]] = MappingProxyType({
-    "IA32_APIC_BASE": _fields(
+BITS: Mapping[str, tuple[BitField, ...]] = MappingProxyType({
+    "IA32_APIC_BASE": fields(
         ( 8,  8, "BSP",           "the bootstrap processor"),
         (10, 10, "EXTD",          "x2APIC mode"),
         (11, 11, "EN",            "the APIC is on"),
         (12, 51, "BASE",          "physical address, in pages")),
-    "IA32_FEATURE_CONTROL": _fields(
+    "IA32_FEATURE_CONTROL": fields(
         ( 0,  0, "LOCK",          "locked: WRMSR faults until the next reset; VMXON needs it"),
         ( 1,  1, "VMX_IN_SMX",    "VMXON allowed in SMX operation"),
         ( 2,  2, "VMX",           "VMXON allowed outside SMX operation"),
@@ -57,12 +34,12 @@ BITS: Mapping[str, tuple[MsrBits, ...]] = MappingProxyType({
         (17, 17, "SGX_LAUNCH",    "SGX launch control may be changed"),
         (18, 18, "SGX",           "SGX allowed"),
         (20, 20, "LMCE",          "local machine checks allowed")),
-    "IA32_MTRRCAP": _fields(
+    "IA32_MTRRCAP": fields(
         ( 0,  7, "VCNT",          "number of variable ranges"),
         ( 8,  8, "FIX",           "fixed ranges exist"),
         (10, 10, "WC",            "write combining exists"),
         (11, 11, "SMRR",          "SMRR exists")),
-    "IA32_MISC_ENABLE": _fields(
+    "IA32_MISC_ENABLE": fields(
         ( 0,  0, "FAST_STRINGS",  "fast string operations"),
         ( 3,  3, "TCC",           "automatic thermal control"),
         ( 7,  7, "PERFMON",       "performance monitoring exists"),
@@ -73,7 +50,7 @@ BITS: Mapping[str, tuple[MsrBits, ...]] = MappingProxyType({
         (22, 22, "LIMIT_CPUID",   "CPUID leaves above 3 are hidden"),
         (23, 23, "XTPR_DISABLE",  "no xTPR messages"),
         (34, 34, "XD_DISABLE",    "no execute disable")),
-    "IA32_DEBUGCTL": _fields(
+    "IA32_DEBUGCTL": fields(
         ( 0,  0, "LBR",           "last branches are recorded"),
         ( 1,  1, "BTF",           "single step stops at branches"),
         ( 2,  2, "BLD",           "bus locks raise #DB"),
@@ -87,20 +64,20 @@ BITS: Mapping[str, tuple[MsrBits, ...]] = MappingProxyType({
         (13, 13, "UNCORE_PMI",    "PMIs of the uncore"),
         (14, 14, "FREEZE_IN_SMM", "counters and records freeze in SMM"),
         (15, 15, "RTM",           "debugging of transactions")),
-    "IA32_PAT": _fields(*((8 * entry, 8 * entry + 2, f"PA{entry}", f"memory type {entry}") for entry in range(8))),
-    "IA32_MTRR_DEF_TYPE": _fields(
+    "IA32_PAT": fields(*((8 * entry, 8 * entry + 2, f"PA{entry}", f"memory type {entry}") for entry in range(8))),
+    "IA32_MTRR_DEF_TYPE": fields(
         ( 0,  7, "TYPE",          "default memory type"),
         (10, 10, "FE",            "fixed ranges on"),
         (11, 11, "E",             "MTRRs on")),
-    "IA32_EFER": _fields(
+    "IA32_EFER": fields(
         ( 0,  0, "SCE",           "SYSCALL and SYSRET"),
         ( 8,  8, "LME",           "IA-32e mode enable"),
         (10, 10, "LMA",           "IA-32e mode active"),
         (11, 11, "NXE",           "execute disable")),
-    "IA32_STAR": _fields(
+    "IA32_STAR": fields(
         (32, 47, "SYSCALL_CS",    "CS of SYSCALL; SS is this plus 8"),
         (48, 63, "SYSRET_CS",     "CS of SYSRET less 16 (64-bit); SS is this plus 8")),
-    "IA32_VMX_BASIC": _fields(
+    "IA32_VMX_BASIC": fields(
         ( 0, 30, "REVISION",      "VMCS revision identifier"),
         (32, 44, "REGION_SIZE",   "bytes of a VMXON region or VMCS"),
         (48, 48, "PHYSICAL_32",   "addresses of VMX structures are limited to 32 bits"),
@@ -110,7 +87,7 @@ BITS: Mapping[str, tuple[MsrBits, ...]] = MappingProxyType({
         (55, 55, "TRUE_CTLS",     "the TRUE capability MSRs exist"),
         (56, 56, "NO_ERROR_CODE", "an injected hardware exception may lack or have an error code"),
         (58, 58, "NESTED_EXCEPTION", "nested exceptions are told")),
-    "IA32_VMX_MISC": _fields(
+    "IA32_VMX_MISC": fields(
         ( 0,  4, "TIMER_SHIFT",   "the preemption timer counts each 2^N TSC ticks"),
         ( 5,  5, "STORE_LMA",     "VM exits store IA32_EFER.LMA into the control \"IA-32e mode guest\""),
         ( 6,  6, "ACTIVITY_HLT",  "activity state HLT exists"),
@@ -124,9 +101,9 @@ BITS: Mapping[str, tuple[MsrBits, ...]] = MappingProxyType({
         (29, 29, "VMWRITE_ANY",   "VMWRITE works on read-only fields"),
         (30, 30, "ZERO_LENGTH",   "events can be injected with instruction length 0"),
         (32, 63, "MSEG_REVISION", "MSEG revision identifier")),
-    "IA32_VMX_VMCS_ENUM": _fields(
+    "IA32_VMX_VMCS_ENUM": fields(
         ( 1,  9, "HIGHEST_INDEX", "highest index of any field's encoding")),
-    "IA32_VMX_EPT_VPID_CAP": _fields(
+    "IA32_VMX_EPT_VPID_CAP": fields(
         ( 0,  0, "EXECUTE_ONLY",  "EPT entries may allow execution alone"),
         ( 6,  6, "WALK_4",        "4-level EPT"),
         ( 7,  7, "WALK_5",        "5-level EPT"),

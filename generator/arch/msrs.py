@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from generator.arch.msr_bits import BITS, MsrBits
+from generator.arch.bits import BitField
+from generator.arch.msr_bits import BITS
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +21,7 @@ class Msr:
     address: int
     title: str
     section: str
-    bits: tuple[MsrBits, ...] = ()
+    bits: tuple[BitField, ...] = ()
 
 
 def _table(*rows: tuple[int, str, str, str]) -> tuple[Msr, ...]:
