@@ -1,0 +1,59 @@
+"""The map of an image as JSON: memory map, sections, symbols, source lines, routines. For people, tools and messages."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from generator import __version__
+from generator.core import Core
+from generator.layout import Kind
+
+
+def image_map(core: Core) -> dict[str, Any]:
+    """The map as plain values; addresses are host-physical integers, sizes in bytes."""
+    units = [*core.units, *core.loader]
+    return {
+        "hvforge": __version__,
+        "image": core.spec.image.name,
+        "entry": core.entry,
+        "regions": [
+            {"name": region.name, "kind": str(region.kind), "start": region.start, "end": region.end}
+            for region in core.layout.regions
+        ],
+        "sections": [
+            {"name": unit.name, "bits": unit.bits, "start": unit.base, "size": len(unit.code)} for unit in units
+        ],
+        "data": [
+            {"name": name, "kind": str(blob.kind), "start": address, "size": blob.size}
+            for name, (address, blob) in core.layout.blobs.items()
+        ],
+        "vms": [
+            {"name": vm.name, "memory_base": base, "memory_size": size, "mode": str(plan.mode), "entry": plan.entry}
+            for vm, (base, size), plan in zip(core.spec.vms, core.layout.guests, core.guests, strict=True)
+        ],
+        "symbols": {name: address for unit in core.units for name, address in unit.symbols.items()},
+        "lines": [
+            [row.address, len(row.data), row.file, row.line] for unit in core.units for row in unit.rows if row.data
+        ],
+        "procs": [
+            {"name": proc.name, "purpose": proc.purpose, "inputs": proc.inputs, "outputs": proc.outputs,
+             "clobbers": proc.clobbers, "alone": proc.alone, "file": proc.file, "line": proc.line,
+             "address": core.symbols[proc.name]}
+            for proc in core.procs
+        ],
+        "sizes": sizes(core),
+    }
+
+
+def sizes(core: Core) -> dict[str, int]:
+    """Bytes of code, and of data by kind, as used (not as mapped)."""
+    out = {"code": sum(len(unit.code) for unit in core.units), "loader": sum(len(unit.code) for unit in core.loader)}
+    for kind in (Kind.RODATA, Kind.DATA, Kind.TABLES, Kind.BSS):
+        out[str(kind)] = sum(blob.size for _, blob in core.layout.blobs.values() if blob.kind is kind)
+    return out
+
+
+def map_json(core: Core) -> str:
+    """Text of ``<name>.map.json``."""
+    return json.dumps(image_map(core), indent=1) + "\n"
