@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import capstone
 
 from generator.assemble_check import Decoded, difference
-from generator.assemble_child import Program, locate, run_child
+from generator.assemble_child import Keystone, Program, locate, run_programs
 from generator.assemble_expression import ExpressionError, evaluate
 from generator.assemble_rules import refuse
 from generator.assemble_source import Kind, Source, Statement, data_bytes, names_in, parse
@@ -75,17 +75,18 @@ def assemble(
     waiting = [(unit, parse(unit.lines, externals or {})) for unit in units]
     known = _Labels()
     done: list[Assembled] = []
-    while waiting:
-        batch = _independent(waiting, known)
-        waiting = waiting[len(batch) :]
-        programs = [_program(unit, source) for unit, source in batch]
-        outcomes = run_child(programs, time_limit)
-        for (unit, source), program, outcome in zip(batch, programs, outcomes, strict=True):
-            if outcome.error or not outcome.code:
-                raise locate(unit.name, program, outcome)
-            assembled = _finish(unit, source, program, outcome.code)
-            done.append(assembled)
-            known.add(assembled)
+    with Keystone(time_limit) as keystone:
+        while waiting:
+            batch = _independent(waiting, known)
+            waiting = waiting[len(batch) :]
+            programs = [_program(unit, source) for unit, source in batch]
+            outcomes = run_programs(keystone, programs)
+            for (unit, source), program, outcome in zip(batch, programs, outcomes, strict=True):
+                if outcome.error or not outcome.code:
+                    raise locate(unit.name, program, outcome)
+                assembled = _finish(unit, source, program, outcome.code)
+                done.append(assembled)
+                known.add(assembled)
     return done
 
 

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
-import io
 import marshal
+import os
+import selectors
+import struct
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Self
 
 from generator.assemble_source import Kind, Statement
 from generator.errors import AssemblerError
 
 _LIBRARIES = ("libkeystone.so", "libkeystone.so.0", "libkeystone.dylib", "keystone.dll")
+LENGTH = struct.Struct("<I")  # before each answer, as assemble_worker.py writes it
 _LOCATE_LIMIT = 5.0  # seconds for trying every line alone; all of a large hypervisor takes less than one
 
 
@@ -48,40 +55,109 @@ def _library() -> str:
     raise AssemblerError("keystone-engine 0.9.2 is not installed: pip install keystone-engine==0.9.2")
 
 
-def _run(work: list[tuple[int, int, str]], time_limit: float) -> list[Outcome]:
-    worker = Path(__file__).with_name("assemble_worker.py")
-    # -I -S: nothing of the user's environment, and no search for packages: a quick start.
-    command = [sys.executable, "-I", "-S", str(worker), _library()]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    ) as child:
-        try:
-            output, _ = child.communicate(marshal.dumps(work), timeout=time_limit)
-            end = f"the assembler died (status {child.returncode})"
-        except subprocess.TimeoutExpired:
+class Keystone:
+    """A child process that assembles, for as long as the ``with`` statement lasts.
+
+    ``time_limit`` is in seconds, for everything together. A child that hangs is killed; after that, or when it died of
+    a text, the next text gets a new one.
+    """
+
+    def __init__(self, time_limit: float) -> None:
+        self.time_limit = time_limit
+        self._deadline = time.monotonic() + time_limit
+        self._child: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop()
+
+    def run(self, work: Sequence[tuple[int, int, str]]) -> list[Outcome]:
+        """Keystone's bare answers to (bits, base, text) rows; the last one may tell that the child died, and of what.
+
+        Rows after that one have no answer.
+        """
+        child = self._child or self._start()
+        assert child.stdin is not None and child.stdout is not None
+        # A thread of its own, because both pipes can fill up.
+        writer = threading.Thread(target=_send, args=(child.stdin, marshal.dumps(list(work))), daemon=True)
+        writer.start()
+        outcomes: list[Outcome] = []
+        data = b""
+        end = ""
+        with selectors.DefaultSelector() as selector:
+            selector.register(child.stdout, selectors.EVENT_READ)
+            while len(outcomes) < len(work) and not end:
+                if not selector.select(max(0.0, self._deadline - time.monotonic())):
+                    end = f"the assembler did not finish within {self.time_limit:g} s"
+                elif piece := os.read(child.stdout.fileno(), 1 << 16):
+                    answers, data = _answers(data + piece)
+                    outcomes += answers
+                else:
+                    end = f"the assembler died (status {child.wait()})"
+        if end:
             child.kill()
-            output, _ = child.communicate()
-            end = f"the assembler did not finish within {time_limit:g} s"
-    outcomes: list[Outcome] = []
-    stream = io.BytesIO(output)
-    while True:
-        try:
-            marshal.load(stream)
-            error, code = marshal.load(stream)
-        except (EOFError, ValueError, TypeError):
+        writer.join()
+        if end:
+            self._stop()
+            outcomes.append(Outcome(end, b"", died=True))
+        return outcomes
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        worker = Path(__file__).with_name("assemble_worker.py")
+        # -I -S: nothing of the user's environment, and no search for packages: a quick start.
+        self._child = subprocess.Popen(
+            [sys.executable, "-I", "-S", str(worker), _library()],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        return self._child
+
+    def _stop(self) -> None:
+        if self._child is None:
+            return
+        child, self._child = self._child, None
+        child.kill()
+        child.wait()
+        for stream in (child.stdin, child.stdout):
+            # Closing flushes, and nobody reads any more.
+            with contextlib.suppress(OSError):
+                if stream is not None:
+                    stream.close()
+
+
+def _send(stream: IO[bytes], data: bytes) -> None:
+    # The reader's side finds out by itself that the child is gone.
+    with contextlib.suppress(OSError, ValueError):
+        stream.write(data)
+        stream.flush()
+
+
+def _answers(data: bytes) -> tuple[list[Outcome], bytes]:
+    """The whole answers at the beginning of ``data``, and the rest."""
+    found: list[Outcome] = []
+    while len(data) >= LENGTH.size:
+        (length,) = LENGTH.unpack_from(data)
+        if len(data) < LENGTH.size + length:
             break
-        outcomes.append(Outcome(error, code))
-    if len(outcomes) < len(work):
-        outcomes.append(Outcome(end, b"", died=True))
-    return outcomes
+        error, code = marshal.loads(data[LENGTH.size : LENGTH.size + length])
+        found.append(Outcome(error, code))
+        data = data[LENGTH.size + length :]
+    return found, data
 
 
-def run_child(programs: Sequence[Program], time_limit: float) -> list[Outcome]:
-    """One outcome for each program; after one in which the child died, the others are run in another child."""
+def run_texts(work: Sequence[tuple[int, int, str]], time_limit: float) -> list[Outcome]:
+    """:meth:`Keystone.run` in a child for this one call."""
+    with Keystone(time_limit) as keystone:
+        return keystone.run(work)
+
+
+def run_programs(keystone: Keystone, programs: Sequence[Program]) -> list[Outcome]:
+    """One outcome for each program, whatever became of those before it."""
     work = [(program.bits, program.base, program.text) for program in programs]
     outcomes: list[Outcome] = []
     while len(outcomes) < len(work):
-        outcomes += _run(work[len(outcomes) :], time_limit)
+        outcomes += keystone.run(work[len(outcomes) :])
     return outcomes
 
 
@@ -93,7 +169,7 @@ def locate(unit: str, program: Program, outcome: Outcome | None) -> AssemblerErr
         # Any place will do for a label here: only whether the statement can be assembled is asked.
         labels = "".join(f"{name}:\n" for name in dict.fromkeys(program.needs[index]))
         work.append((program.bits, program.base, f"{program.texts[index]}\n{labels}"))
-    results = _run(work, _LOCATE_LIMIT) if work else []
+    results = run_texts(work, _LOCATE_LIMIT) if work else []
     for index, result in zip(indices, results, strict=False):
         if result.error or not result.code:
             statement = program.statements[index]

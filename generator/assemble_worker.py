@@ -1,9 +1,9 @@
 """The child process in which Keystone runs: started by assemble.py as a script, never imported by it.
 
 Keystone 0.9.2 can hang and can kill its process, so it gets one of its own. Start-up time counts: only ctypes and
-marshal are imported, and the library is called directly. argv[1] is the path of libkeystone; standard input holds a
-marshalled list of (bits, base, text); for each, standard output receives one marshalled number (its index, before
-the work begins) and one tuple (error text or "", code bytes). Whoever reads knows from the last index where it died.
+marshal are imported, and the library is called directly. argv[1] is the path of libkeystone; standard input holds
+marshalled lists of (bits, base, text); for each row, standard output receives a length (32 bits) and a marshalled
+tuple (error text or "", code bytes) at once, so whoever reads knows at which row it died.
 """
 
 from __future__ import annotations
@@ -53,11 +53,15 @@ def assemble(library: ctypes.CDLL, bits: int, base: int, text: str) -> tuple[str
 def main() -> None:
     library = open_library(sys.argv[1])
     output = sys.stdout.buffer
-    for index, (bits, base, text) in enumerate(marshal.load(sys.stdin.buffer)):
-        output.write(marshal.dumps(index))
-        output.flush()
-        output.write(marshal.dumps(assemble(library, bits, base, text)))
-    output.flush()
+    while True:
+        try:
+            work = marshal.load(sys.stdin.buffer)
+        except EOFError:
+            return
+        for bits, base, text in work:
+            answer = marshal.dumps(assemble(library, bits, base, text))
+            output.write(len(answer).to_bytes(4, "little") + answer)
+            output.flush()
 
 
 if __name__ == "__main__":

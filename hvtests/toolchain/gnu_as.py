@@ -94,8 +94,12 @@ def _judge(bits: int, row: ListingRow, gnu: bytes) -> list[Difference]:
 
 def _segment_move(text: str) -> str:
     """MOV to and from a segment register, without the other register's width, which changes nothing (SDM 2B, MOV)."""
-    match = re.fullmatch(r"mov (?:([c-gs]s), )?[er]?(\w{2})(?:, ([c-gs]s))?", text)
-    return "" if match is None or not (match[1] or match[3]) else f"{match[1]} {match[2]} {match[3]}"
+    to = re.fullmatch(r"mov ([c-gs]s), [er]?(\w{2})", text)
+    if to is not None:
+        return f"{to[1]} {to[2]}"
+    # Into a 32- or 64-bit register it is extended with zeros; into a 16-bit register it is not.
+    of = re.fullmatch(r"mov [er](\w{2}), ([c-gs]s)", text)
+    return f"{of[1]} {of[2]}" if of is not None else ""
 
 
 def _gnu_text(row: ListingRow, symbols: Mapping[str, int], constants: Mapping[str, int]) -> str:
