@@ -64,7 +64,7 @@ def make_core(spec: ImageSpec, template_dirs: Sequence[Path], time_limit: float)
     wanted = [vmcs_init.wanted_controls(spec, vm, guest.mode) for vm, guest in zip(spec.vms, guests, strict=True)]
     rows = [
         vmcs_init.control_rows(spec, vm, index)
-        + vmcs_init.guest_rows(guest.mode, guest.entry, guest.stack, guest.page_tables) + vmcs_init.host_rows(index)
+        + vmcs_init.guest_rows(guest.mode, guest.entry, guest.stack, guest.page_tables) + vmcs_init.host_rows()
         for index, (vm, guest) in enumerate(zip(spec.vms, guests, strict=True))
     ]
     placed = _place(spec, pool, guests, wanted, rows)

@@ -185,15 +185,19 @@ def _control_row(address: int, item: Wanted, title: str, bit_names: str) -> Call
 
 
 def vmcs_blobs(rows: Sequence[Sequence[Row]]) -> list[Blob]:
-    """One table of rows per VM, ended by an operation that does not exist."""
+    """Rows that all VMs share, in one table; what differs, in one per VM. Both end with an operation of no meaning."""
+    shared = [row for row in rows[0] if all(row in table for table in rows)]
+    own = [[row for row in table if row not in shared] for table in rows]
+
     def fill(table: Sequence[Row]) -> Callable[[Symbols], bytes]:
         return lambda symbols: b"".join(
             [records.VMCS_ROW.pack(field=row.encoding, operation=vmcs_init.OPERATIONS.index(row.operation),
                                    value=vmcs_init.resolve(row, symbols)) for row in table]
             + [records.VMCS_ROW.pack(operation=len(vmcs_init.OPERATIONS))])
+    tables_by_name = {"vmcs_rows_shared": shared, **{f"vmcs_rows_{index}": table for index, table in enumerate(own)}}
     return [
-        Blob(f"vmcs_rows_{index}", Kind.RODATA, records.VMCS_ROW.size * (len(table) + 1), 8, fill(table))
-        for index, table in enumerate(rows)
+        Blob(name, Kind.RODATA, records.VMCS_ROW.size * (len(table) + 1), 8, fill(table))
+        for name, table in tables_by_name.items()
     ]
 
 
@@ -242,19 +246,22 @@ def vm_blobs(spec: ImageSpec, guests: Callable[[], Sequence[tuple[int, int]]]) -
                             name=vm.name.encode("ascii"))
             for index, (vm, (base, size)) in enumerate(zip(spec.vms, guests(), strict=True)))
 
-    def vcpus(symbols: Symbols) -> bytes:
+    def vcpu_rows(symbols: Symbols) -> bytes:
         return b"".join(
             records.VCPU.pack(
                 # 16 bytes below the top: one word for the vCPU's address, and the alignment that calls expect.
                 stack=symbols["cpu0_stack_end"] - 16, vm=symbols["vms"] + index * records.VM.size,
                 vmcs=symbols[f"vmcs_{index}"], rows=symbols[f"vmcs_rows_{index}"],
                 cpuid1_ecx=1 << 31, xcr0=1, dr6=0xFFFF_0FF0,
-                fpu=struct.pack("<H22xI", 0x37F, 0x1F80))  # FCW and MXCSR as after reset (SDM 1 8.1.5, 10.2.3)
+                fpu=struct.pack("<H22xI", 0x37F, 0x1F80),  # FCW and MXCSR as after reset (SDM 1 8.1.5, 10.2.3)
+            )[records.VCPU_INITIAL]
             for index in range(len(spec.vms)))
 
+    row = records.VCPU_INITIAL.stop - records.VCPU_INITIAL.start
     blobs = [
         Blob("vms", Kind.DATA, records.VM.size * len(spec.vms), 64, vms),
-        Blob("vcpus", Kind.DATA, records.VCPU.size * len(spec.vms), 64, vcpus),
+        Blob("vcpus", Kind.BSS, records.VCPU.size * len(spec.vms), 64),
+        Blob("vcpu_rows", Kind.RODATA, row * len(spec.vms), 8, vcpu_rows),
         Blob("io_bitmaps", Kind.TABLES, 2 * PAGE, PAGE, _constant(tables.io_bitmaps())),
         Blob("msr_bitmap", Kind.TABLES, PAGE, PAGE, _constant(tables.msr_bitmap(tables.GUEST_MSRS))),
     ]

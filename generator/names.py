@@ -181,6 +181,7 @@ def template_globals(spec: ImageSpec, version: str) -> dict[str, Any]:
         "instruction_errors": instruction_errors.INSTRUCTION_ERRORS,
         "exceptions": {number: events.BY_NUMBER.get(number, SimpleNamespace(has_error_code=False)) for number in range(32)},
         "dump_registers": records.DUMP_REGISTERS,
+        "vcpu_initial": records.VCPU_INITIAL,
         "switched_msrs": records.SWITCHED_MSRS,
         "gpr": SimpleNamespace(**{name: number for number, name in enumerate(records.GPR_NAMES)}),
         "bit_number": lambda mask: int(mask).bit_length() - 1,

@@ -23,24 +23,27 @@ NAME_LENGTH = 24
 VCPU = Struct(
     "Vcpu",
     *(field(name, U64) for name in GPR_NAMES),         # in the order of the hardware's numbers: exit_stub pushes them
+    # From here to VCPU_INITIAL.stop the image has initial values (vcpu_rows); everything else begins as zero.
     field("stack", U64, note="top word of the CPU's stack, which holds this vCPU's address"),
     field("vm", U64),
     field("vmcs", U64, note="physical address of the VMCS region"),
     field("rows", U64, note="the table that fills the VMCS"),
-    field("launched", U32),
-    field("timer_reload", U32, note="VMX-preemption timer ticks of one slice or watchdog period"),
     field("cpuid1_ecx", U32, note="bits that are 1 in the guest's CPUID.1:ECX: hypervisor, OSXSAVE"),
     field("xcr0", U32),
+    field("dr6", U64),
     field("cr8", U64),
-    field("exits_seen", U64, note="round-robin: other exits at the last timer exit"),
-    field("idle_slices", U32, note="round-robin: slices in a row without another exit"),
-    field("tsc_aux", U32),
-    *(field(f"dr{number}", U64) for number in (0, 1, 2, 3, 6)),
-    *(field(name, U64) for name in SWITCHED_MSRS),
-    field("exits", Array(U64, EXIT_COUNT), note="how often each basic exit reason came"),
     field("fpu", Bytes(FPU_AREA), align=64),
+    *(field(f"dr{number}", U64) for number in range(4)),
+    *(field(name, U64) for name in SWITCHED_MSRS),
+    field("tsc_aux", U32),
+    field("launched", U32),
+    field("timer_reload", U32, note="VMX-preemption timer ticks of one slice or watchdog period"),
+    field("idle_slices", U32, note="round-robin: slices in a row without another exit"),
+    field("exits_seen", U64, note="round-robin: other exits at the last timer exit"),
+    field("exits", Array(U64, EXIT_COUNT), note="how often each basic exit reason came"),
     align=64,
 )
+VCPU_INITIAL = slice(VCPU.offset("stack"), VCPU.offset("fpu") + 32)  # up to MXCSR in the FXSAVE area
 
 VM = Struct(
     "Vm",

@@ -166,6 +166,7 @@ def control_rows(spec: ImageSpec, vm: VmSpec, index: int) -> list[Row]:
         Row("TSC_OFFSET", "literal", vm.tsc_offset & _NATURAL),
         Row("EPT_POINTER", "eptp", f"ept_{index}"),
         Row("VIRTUAL_PROCESSOR_ID", "literal", index + 1),
+        Row("HOST_RSP", "literal", f"vcpu_{index}_registers_end"),
         Row("VMX_PREEMPTION_TIMER_VALUE", "timer", ticks),
     ]
     rows += [Row(name, "literal", 0) for name in (
@@ -176,9 +177,9 @@ def control_rows(spec: ImageSpec, vm: VmSpec, index: int) -> list[Row]:
     return rows
 
 
-def host_rows(index: int) -> list[Row]:
-    """What an exit loads: this hypervisor's own registers."""
-    rows = [
+def host_rows() -> list[Row]:
+    """What an exit loads: this hypervisor's own registers, but for RSP, which is each vCPU's."""
+    return [
         Row("HOST_CR0", "host_cr0", 0),
         Row("HOST_CR3", "literal", "host_pml4"),
         Row("HOST_CR4", "host_cr4", 0),
@@ -199,10 +200,8 @@ def host_rows(index: int) -> list[Row]:
         Row("HOST_IA32_SYSENTER_EIP", "literal", 0),
         Row("HOST_IA32_PAT", "host_msr", MSR["IA32_PAT"].address),
         Row("HOST_IA32_EFER", "host_msr", MSR["IA32_EFER"].address),
-        Row("HOST_RSP", "literal", f"vcpu_{index}_registers_end"),
         Row("HOST_RIP", "host_rip", 0),
     ]
-    return rows
 
 
 def resolve(row: Row, symbols: Mapping[str, int]) -> int:
