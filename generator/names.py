@@ -62,9 +62,10 @@ HANDLERS = {
     "WBINVD": "exit_wbinvd", "EPT_VIOLATION": "exit_ept_violation",
     "EPT_MISCONFIGURATION": "exit_ept_misconfiguration", "PREEMPTION_TIMER": "exit_preemption_timer",
     "INVALID_GUEST_STATE": "entry_failure_exit", "MSR_LOADING": "entry_failure_exit",
-    **{name: "exit_vmx_instruction" for name in (
+    "RDPMC": "inject_gp",      # no counters: none has a valid number
+    **{name: "inject_ud" for name in (  # what a VM does not have does not exist there
         "VMCLEAR", "VMLAUNCH", "VMPTRLD", "VMPTRST", "VMREAD", "VMRESUME", "VMWRITE", "VMXOFF", "VMXON", "INVEPT",
-        "INVVPID", "VMFUNC", "GETSEC", "MWAIT", "MONITOR", "RDPMC",
+        "INVVPID", "VMFUNC", "GETSEC", "MWAIT", "MONITOR",
     )},
 }
 
