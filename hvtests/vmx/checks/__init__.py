@@ -82,7 +82,8 @@ class Checker:
                 (key,) = dirty
             else:
                 key = frozenset(dirty)
-            plan = plans.get(key) or self._plan(state, key, frozenset(dirty))
+            known = plans.get(key)
+            plan = known if known is not None else self._plan(state, key, frozenset(dirty))
         for holds, rule in plan:
             if not holds(state):
                 return Failure(rule)
