@@ -158,6 +158,7 @@ def control_blobs(pool: StringPool, wanted: Sequence[Sequence[Wanted]]) -> list[
     """The control words of all VMs, one after another, and the tables that name their bits."""
     blobs: list[Blob] = []
     bit_tables: dict[str, str] = {}
+    unions: dict[str, int] = {}
     for word in wanted[0]:
         union = 0
         for words in wanted:
@@ -166,17 +167,26 @@ def control_blobs(pool: StringPool, wanted: Sequence[Sequence[Wanted]]) -> list[
         for bit in word.word.bits:
             if union & bit.mask:
                 names[bit.bit] = pool.add(bit.name)
+        unions[word.word.name] = union
         bit_tables[word.word.name] = f"bit_names_{word.word.name.lower()}"
         blobs.append(_pointer_table(bit_tables[word.word.name], names))
-    size = records.CONTROL_ROW.size
-    rows: list[Blob] = []
-    for index, words in enumerate(wanted):
-        for item, short in zip(words, ("pin", "processor", "secondary", "exit", "entry"), strict=True):
-            msr = msrs.BY_NAME[item.word.true_msr or item.word.msr]
-            title = pool.add(f"{msr.name} ({msr.address:#x})")
-            rows.append(Blob(f"control_{index}_{short}", Kind.RODATA, size, 4, _control_row(
-                msr.address, item, title, bit_tables[item.word.name])))
-    return blobs + [Blob("control_rows", Kind.RODATA, 0, 4), *rows]
+    def row(name: str, item: Wanted) -> Blob:
+        msr = msrs.BY_NAME[item.word.true_msr or item.word.msr]
+        title = pool.add(f"{msr.name} ({msr.address:#x})")
+        return Blob(name, Kind.RODATA, records.CONTROL_ROW.size, 4, _control_row(
+            msr.address, item, title, bit_tables[item.word.name]))
+
+    # What any VM needs, checked once before the first starts; then each VM's own words.
+    short = ("pin", "processor", "secondary", "exit", "entry")
+    rows: list[Blob] = [
+        row(f"control_check_{name}", Wanted(item.word, unions[item.word.name], 0))
+        for item, name in zip(wanted[0], short, strict=True)
+    ]
+    rows += [
+        row(f"control_{index}_{name}", item)
+        for index, words in enumerate(wanted) for item, name in zip(words, short, strict=True)
+    ]
+    return [*blobs, Blob("control_checks", Kind.RODATA, 0, 4), *rows]
 
 
 def _control_row(address: int, item: Wanted, title: str, bit_names: str) -> Callable[[Symbols], bytes]:
