@@ -1,6 +1,8 @@
-"""Bochs and QEMU behind one interface: every verdict, every format, and nothing left behind."""
+"""The harness, Bochs and QEMU behind one interface: every verdict, every format, and nothing left behind."""
 
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -11,17 +13,21 @@ from generator.errors import ImageFileError, UsageError
 from hvtests.boot import images
 from hvtests.runners import NAMES, by_name, grub
 from hvtests.runners.__main__ import main
-from hvtests.runners.base import RunResult, Verdict, judge, outcome_on_serial
+from hvtests.runners.base import Runner, RunResult, Verdict, judge, outcome_on_serial
 from hvtests.runners.bochs import BochsRunner
 from hvtests.runners.kvm import kvm_offer
 from hvtests.runners.qemu import QemuRunner
+from hvtests.runners.unicorn import UnicornRunner
 
 LIMIT = 60.0
-BOTH = pytest.mark.parametrize(
+ALL = pytest.mark.parametrize(
     "runner",
-    [pytest.param(BochsRunner(), marks=pytest.mark.bochs, id="bochs"),
-     pytest.param(QemuRunner(accelerator="tcg"), marks=pytest.mark.qemu, id="qemu")],
-)  # fmt: skip
+    [
+        pytest.param(UnicornRunner(), id="unicorn"),
+        pytest.param(BochsRunner(), marks=pytest.mark.bochs, id="bochs"),
+        pytest.param(QemuRunner(accelerator="tcg"), marks=pytest.mark.qemu, id="qemu"),
+    ],
+)
 FORMATS = {"disk": images.disk, "iso": images.iso, "multiboot": images.multiboot_elf}
 
 
@@ -61,9 +67,9 @@ def children() -> set[int]:
     return found
 
 
-@BOTH
+@ALL
 @pytest.mark.parametrize("kind", FORMATS)
-def test_boots_every_format(runner: BochsRunner | QemuRunner, kind: str, tmp_path: Path, tmp: Path) -> None:
+def test_boots_every_format(runner: Runner, kind: str, tmp_path: Path, tmp: Path) -> None:
     text = b"[vm] hello\r\n" + end_line(Outcome.FINISHED)
     image = write(tmp_path, FORMATS[kind](text, ending(Outcome.FINISHED)))
     before = image.read_bytes()
@@ -78,19 +84,19 @@ def test_boots_every_format(runner: BochsRunner | QemuRunner, kind: str, tmp_pat
     assert image.read_bytes() == before
 
 
-@BOTH
+@ALL
 @pytest.mark.parametrize("outcome", Outcome)
 def test_every_outcome_has_its_verdict(
-    runner: BochsRunner | QemuRunner, outcome: Outcome, tmp_path: Path, tmp: Path
+    runner: Runner, outcome: Outcome, tmp_path: Path, tmp: Path
 ) -> None:
     result = runner.run(write(tmp_path, images.disk(end_line(outcome), ending(outcome))), timeout=LIMIT)
     assert (result.verdict.name, result.outcome) == (outcome.name, outcome)
     assert list(tmp.iterdir()) == []
 
 
-@BOTH
+@ALL
 def test_time_limit_kills_and_keeps_what_was_said(
-    runner: BochsRunner | QemuRunner, tmp_path: Path, tmp: Path
+    runner: Runner, tmp_path: Path, tmp: Path
 ) -> None:
     image = write(tmp_path, images.disk(b"going round\r\n", images.SPIN))
     before = children()
@@ -104,9 +110,9 @@ def test_time_limit_kills_and_keeps_what_was_said(
     assert list(tmp.iterdir()) == []
 
 
-@BOTH
+@ALL
 def test_halt_after_the_last_line_does_not_wait_for_the_limit(
-    runner: BochsRunner | QemuRunner, tmp_path: Path, tmp: Path
+    runner: Runner, tmp_path: Path, tmp: Path
 ) -> None:
     result = runner.run(write(tmp_path, images.disk(end_line(Outcome.PANIC), images.HALT)), timeout=LIMIT)
     assert result.verdict is Verdict.PANIC
@@ -114,8 +120,8 @@ def test_halt_after_the_last_line_does_not_wait_for_the_limit(
     assert list(tmp.iterdir()) == []
 
 
-@BOTH
-def test_triple_fault_is_told_and_is_no_verdict(runner: BochsRunner | QemuRunner, tmp_path: Path, tmp: Path) -> None:
+@ALL
+def test_triple_fault_is_told_and_is_no_verdict(runner: Runner, tmp_path: Path, tmp: Path) -> None:
     # A protected-mode kernel with an IDT of limit 0: #UD, #DF and the third all fail.
     crash = "push 0\npush 0\nlidt [esp]\nud2\n"
     elf = images.multiboot_elf(b"about to crash\r\n", crash, first="mov esp, 0x90000\n")
@@ -150,8 +156,8 @@ def test_paths_may_hold_any_character(tmp_path: Path, name: str) -> None:
     assert QemuRunner(accelerator="tcg").run(image, timeout=LIMIT).verdict is Verdict.FINISHED
 
 
-@BOTH
-def test_two_runs_are_alike(runner: BochsRunner | QemuRunner, tmp_path: Path) -> None:
+@ALL
+def test_two_runs_are_alike(runner: Runner, tmp_path: Path) -> None:
     # The program prints the low byte of the time-stamp counter in place of the text's first byte.
     first = "rdtsc\nand al, 0x7f\nor al, 0x40\nmov byte ptr [0x7d80], al\n"
     image = write(tmp_path, images.disk(b"?\r\n" + end_line(Outcome.FINISHED), ending(Outcome.FINISHED), first))
@@ -231,7 +237,48 @@ def test_text_and_lines() -> None:
 
 
 def test_names_are_the_runners_own() -> None:
-    assert [by_name(name).name for name in NAMES if name != "unicorn"] == ["bochs", "qemu"]
+    assert tuple(by_name(name).name for name in NAMES) == NAMES
+    assert UnicornRunner().missing() is None
+
+
+@pytest.mark.qemu
+@pytest.mark.parametrize("kind", FORMATS)
+def test_qemu_q35(kind: str, tmp_path: Path) -> None:
+    image = write(tmp_path, FORMATS[kind](end_line(Outcome.FINISHED), ending(Outcome.FINISHED)))
+    assert QemuRunner(accelerator="tcg", machine="q35").run(image, timeout=LIMIT).verdict is Verdict.FINISHED
+
+
+def working_in(directory: Path) -> set[int]:
+    """Processes whose working directory lies in ``directory``."""
+    found = set()
+    for link in Path("/proc").glob("[0-9]*/cwd"):
+        try:
+            if link.readlink().is_relative_to(directory):
+                found.add(int(link.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param("bochs", marks=pytest.mark.bochs), pytest.param("qemu", marks=pytest.mark.qemu)]
+)
+def test_emulator_dies_with_a_runner_that_is_killed(name: str, tmp_path: Path) -> None:
+    image = write(tmp_path, images.disk(b"running\r\n", images.SPIN))
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    with subprocess.Popen(
+        [sys.executable, "-m", "hvtests.runners", name, str(image), "60"],
+        stdout=subprocess.PIPE, cwd=Path(__file__).parents[2], env={**os.environ, "TMPDIR": str(scratch)},
+    ) as parent:  # fmt: skip
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == b"running\r\n"
+        assert len(working_in(scratch)) == 1
+        parent.kill()
+    end = time.monotonic() + 10
+    while working_in(scratch) and time.monotonic() < end:
+        time.sleep(0.02)
+    assert working_in(scratch) == set()
 
 
 @pytest.mark.qemu

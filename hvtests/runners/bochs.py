@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from hvtests.machine.imagefile import SECTOR, ImageFormat, recognise
+from hvtests.machine.imagefile import ImageFormat, recognise
 from hvtests.runners import grub
 from hvtests.runners.base import (
     DEFAULT_TIMEOUT,
@@ -22,12 +22,12 @@ from hvtests.runners.base import (
     emulator_missing,
     judge,
 )
+from hvtests.runners.media import place
 from hvtests.runners.process import Ended, supervise
 
 BIOS = Path("/usr/share/bochs/BIOS-bochs-latest")
 VGA_BIOS = Path("/usr/share/vgabios/vgabios.bin")
 INSTALL = "apt-get install bochs bochsbios vgabios"
-CYLINDER = 16 * 63 * SECTOR  # Bochs' geometry: a disk smaller than one cylinder is taken for none
 
 CONFIGURATION = """\
 config_interface: textconfig
@@ -93,7 +93,7 @@ class BochsRunner:
                 grub.make_rescue_iso(image, directory / "image")
                 kind = ImageFormat.ISO
             else:
-                self._copy(image, directory / "image", kind)
+                place(image, directory / "image", kind)
             drive, boot = DRIVES[kind]
             (directory / "bochsrc").write_text(
                 CONFIGURATION.format(
@@ -111,15 +111,6 @@ class BochsRunner:
             )
             log = directory / "bochs.log"
             return _result(ended, log.read_text("latin-1") if log.exists() else "")
-
-    @staticmethod
-    def _copy(image: Path, to: Path, kind: ImageFormat) -> None:
-        """A private copy: the image stays untouched whatever its guest writes, its path may hold any character."""
-        shutil.copyfile(image, to)
-        if kind is ImageFormat.DISK:
-            size = to.stat().st_size
-            with to.open("r+b") as file:
-                file.truncate(-(-size // CYLINDER) * CYLINDER)
 
 
 def _result(ended: Ended, log: str) -> RunResult:

@@ -35,12 +35,14 @@ def make_rescue_iso(kernel: Path, iso: Path) -> None:
         (root / "boot" / "grub").mkdir(parents=True)
         (root / "boot" / "grub" / "grub.cfg").write_text(MENU)
         shutil.copyfile(kernel, root / "boot" / "kernel")
-        done = subprocess.run(
-            ["grub-mkrescue", f"--directory={MODULE.parent}",
-             "--install-modules=multiboot biosdisk iso9660 part_msdos", "--locales=", "--themes=", "--fonts=",
-             f"--output={iso}", str(root)],
-            capture_output=True, text=True, timeout=TIME_LIMIT, check=False,
-        )  # fmt: skip
+        command = [
+            "grub-mkrescue", f"--directory={MODULE.parent}", "--install-modules=multiboot biosdisk iso9660 part_msdos",
+            "--locales=", "--themes=", "--fonts=", f"--output={iso}", str(root),
+        ]  # fmt: skip
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=TIME_LIMIT, check=False)
+        except subprocess.TimeoutExpired as error:
+            raise EmulatorMissingError(f"grub-mkrescue did not end within {TIME_LIMIT:.0f} s") from error
     if done.returncode != 0 or not iso.is_file():
         last = (done.stderr.strip().splitlines() or ["no output"])[-1]
         raise EmulatorMissingError(f"grub-mkrescue failed: {last}")

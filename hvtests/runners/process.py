@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,7 +69,6 @@ def supervise(
     serial: str,
     timeout: float,
     on_serial: SerialSink | None = None,
-    environment: Mapping[str, str] | None = None,
 ) -> Ended:
     """Run ``argv`` in ``directory`` in a process group of its own, which is killed in every case before returning.
 
@@ -85,7 +84,6 @@ def supervise(
             stdin=subprocess.DEVNULL,
             stdout=stdout,
             stderr=stderr,
-            env={**os.environ, **(environment or {})},
             start_new_session=True,
             preexec_fn=_die_with_parent,
         )

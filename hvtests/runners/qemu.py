@@ -21,6 +21,7 @@ from hvtests.runners.base import (
     judge,
 )
 from hvtests.runners.kvm import kvm_offer
+from hvtests.runners.media import place
 from hvtests.runners.process import Ended, supervise
 
 PROGRAM = "qemu-system-x86_64"
@@ -36,7 +37,7 @@ MACHINE = (
 TCG = ("-accel", "tcg", "-icount", "shift=0,align=off,sleep=off", "-rtc", "base=2001-09-09T01:46:40,clock=vm")
 KVM = ("-accel", "kvm")
 DRIVES = {
-    ImageFormat.DISK: ("-drive", "file=image,format=raw,if=ide,snapshot=on"),
+    ImageFormat.DISK: ("-drive", "file=image,format=raw,if=ide"),
     ImageFormat.ISO: ("-drive", "file=image,format=raw,if=ide,media=cdrom,readonly=on", "-boot", "d"),
     ImageFormat.MULTIBOOT: ("-kernel", "image"),
 }
@@ -77,13 +78,12 @@ class QemuRunner:
         kvm = self.uses_kvm()
         with tempfile.TemporaryDirectory(prefix="hvforge-qemu-") as name:
             directory = Path(name)
-            # A link, since QEMU's option syntax gives commas in a path a meaning; snapshot=on keeps the file untouched.
-            (directory / "image").symlink_to(image.resolve())
+            # Under a name of our own, since QEMU's option syntax gives commas in a path a meaning.
+            place(image, directory / "image", kind)
             ended = supervise(
                 [PROGRAM, *MACHINE, "-machine", self.machine, "-m", str(self.memory_mib), *(KVM if kvm else TCG),
                  "-cpu", self.cpu or ("host,+vmx" if kvm else "max"), *DRIVES[kind]],
-                directory=directory, serial="com1", timeout=timeout, on_serial=on_serial,
-                environment={"TMPDIR": name},
+                directory=directory, serial="com1", timeout=timeout, on_serial=on_serial
             )  # fmt: skip
             return _result(ended, _read(directory / "debugcon"), _read(directory / "qemu.log"), "KVM" if kvm else "TCG")
 

@@ -66,9 +66,12 @@ def result_of(machine: VmxMachine, stop: Stop, seconds: float) -> RunResult:
     """What a machine that ran to ``stop`` has to tell, in the form that all runners share."""
     serial = bytes(machine.serial)
     outcome, verdict = judge(stop.code, serial)
+    name = stop.kind.name.lower().replace("_", " ")
+    detail = f"{name}: {stop.detail}" if stop.detail else name
     if stop.kind is StopKind.TIMEOUT:
-        verdict = Verdict.TIMEOUT
+        verdict, detail = Verdict.TIMEOUT, f"still running after {seconds:.1f} s"
+    elif stop.kind is StopKind.DEBUG_EXIT:
+        detail = f"debug exit with code {stop.code:#04x}"
     return RunResult(
-        outcome, verdict, stop.code, serial, bytes(machine.debugcon), seconds,
-        stop.detail or stop.kind.name.lower().replace("_", " "), machine.exits,
+        outcome, verdict, stop.code, serial, bytes(machine.debugcon), seconds, detail, machine.exits
     )  # fmt: skip
