@@ -122,8 +122,9 @@ MEDIA_TABLE = Struct(
     "MediaTable", field("magic", U32), field("sector_size", U32), field("boot_sectors", U32), field("count", U32)
 )
 MEDIA_ROW = Struct(
-    "MediaRow", field("lba", U64), field("sectors", U32), field("pad", U32), field("destination", U64),
-    field("length", U64),
+    "MediaRow", field("lba", U64), field("sectors", U32),
+    field("checksum", U32, note="sum of the segment's whole 32-bit words, modulo 2^32"),
+    field("destination", U64), field("length", U64),
 )
 LOADER_STATE = Struct(
     "LoaderState",

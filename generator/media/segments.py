@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -87,7 +88,8 @@ def loader(
     image = bytearray(boot.ljust(size, b"\0"))
     rows = b"".join(
         MEDIA_ROW.pack(
-            lba=item.lba, sectors=item.sectors, destination=item.segment.address, length=len(item.segment.data)
+            lba=item.lba, sectors=item.sectors, checksum=checksum(item.segment.data),
+            destination=item.segment.address, length=len(item.segment.data),
         )
         for item in placed
     )
@@ -101,6 +103,11 @@ def loader(
         raise LayoutError("the loader's first sector has code where its signature belongs (offset 510)")
     image[_SIGNATURE_AT : _SIGNATURE_AT + 2] = _SIGNATURE
     return bytes(image)
+
+
+def checksum(data: bytes) -> int:
+    """What the loader adds up again after reading: the whole little-endian 32-bit words, modulo 2^32."""
+    return sum(struct.unpack(f"<{len(data) // 4}I", data[: len(data) // 4 * 4])) & 0xFFFF_FFFF
 
 
 def loader_size(boot: bytes, table_offset: int, rows: int) -> int:
