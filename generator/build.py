@@ -49,10 +49,8 @@ def build(path: Path, formats: Iterable[str] = tuple(FORMATS), template_dirs: It
     ``template_dirs`` are searched before the templates of hvforge. Every mistake of the user's is an HvforgeError.
     """
     directories = [*template_dirs, resources.templates()]
-    guests = {
-        file.name.removesuffix(".asm.j2") for directory in directories for file in (directory / "guests").glob("*.asm.j2")
-    }
-    spec = load_spec(path, sorted(guests))
+    found = [file.name for directory in directories for file in (directory / "guests").glob("*.asm.j2")]
+    spec = load_spec(path, sorted({name.removesuffix(".asm.j2") for name in found}))
     core = make_core(spec, directories, ASSEMBLE_SECONDS)
     image = Image(core)
     for name in formats:

@@ -33,7 +33,7 @@ LOADER_UNITS = (
 
 @dataclass
 class Core:
-    """Everything before it is put on a medium. ``segments``: (host-physical address, bytes), ascending, page-aligned."""
+    """Everything before it is put on a medium. ``segments``: (host-physical address, bytes), ascending, whole pages."""
 
     spec: ImageSpec
     layout: Layout

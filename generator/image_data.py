@@ -85,8 +85,8 @@ def name_tables(pool: StringPool) -> list[Blob]:
     frame = [pool.add(f"  {item.name} ") for item, _ in records.DUMP_FRAME]
     return [
         _pointer_table("exit_reason_names", [pool.add(reason.name) for reason in reason_rows()]),
-        _pointer_table("instruction_error_names",
-                       [pool.add(errors.get(number, "not a number of the manual")) for number in range(max(errors) + 1)]),
+        _pointer_table("instruction_error_names", [
+            pool.add(errors.get(number, "not a number of the manual")) for number in range(max(errors) + 1)]),
         _pointer_table("outcome_names", [pool.add(outcome.name) for outcome in abi.Outcome]),
         _pointer_table("vm_end_names", [pool.add(end.spelling) for end in abi.VmEnd]),
         _pointer_table("exception_names", [pool.add(exceptions.get(number, "reserved")) for number in range(32)]),

@@ -1,4 +1,4 @@
-"""The map of an image as JSON: memory map, sections, symbols, source lines, routines. For people, tools and messages."""
+"""The map of an image as JSON: memory map, sections, symbols, source lines, routines; for tools and messages."""
 
 from __future__ import annotations
 

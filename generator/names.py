@@ -63,10 +63,10 @@ HANDLERS = {
     "EPT_MISCONFIGURATION": "exit_ept_misconfiguration", "PREEMPTION_TIMER": "exit_preemption_timer",
     "INVALID_GUEST_STATE": "entry_failure_exit", "MSR_LOADING": "entry_failure_exit",
     "RDPMC": "inject_gp",      # no counters: none has a valid number
-    **{name: "inject_ud" for name in (  # what a VM does not have does not exist there
+    **dict.fromkeys((          # what a VM does not have does not exist there
         "VMCLEAR", "VMLAUNCH", "VMPTRLD", "VMPTRST", "VMREAD", "VMRESUME", "VMWRITE", "VMXOFF", "VMXON", "INVEPT",
         "INVVPID", "VMFUNC", "GETSEC", "MWAIT", "MONITOR",
-    )},
+    ), "inject_ud"),
 }
 
 
@@ -100,6 +100,31 @@ def _all_but(leaf: int, register: str, names: tuple[str, ...]) -> int:
     return 0xFFFF_FFFF & ~sum(hidden)
 
 
+def _events() -> dict[str, int]:
+    """Interruption information (SDM 3C 25.8.3) of what the hypervisor injects, and masks to take it apart."""
+    exception = events.EventType.HARDWARE_EXCEPTION
+    contributory = [v.number for v in events.EXCEPTIONS if v.fault_class is events.FaultClass.CONTRIBUTORY]
+    return {
+        "UD": events.interruption_info(6, exception),
+        "GP": events.interruption_info(13, exception, error_code=True),
+        "DF": events.interruption_info(8, exception, error_code=True),
+        "ERROR_CODE_BIT": events.INFO_DELIVER_ERROR_CODE.bit_length() - 1,
+        "TYPE_MASK": events.INFO_TYPE_MASK,
+        "TYPE_NMI": events.EventType.NMI << events.INFO_TYPE_SHIFT,
+        "TYPE_EXCEPTION": exception << events.INFO_TYPE_SHIFT,
+        "CONTRIBUTORY": sum(1 << number for number in contributory),
+        "INJECTABLE_MASK": events.INFO_VALID | events.INFO_DELIVER_ERROR_CODE | events.INFO_TYPE_MASK
+        | events.INFO_VECTOR_MASK,
+    }
+
+
+def _watchdog_slices(spec: ImageSpec) -> int:
+    """Round-robin: slices in a row without another exit that make a hang."""
+    if spec.image.schedule is not Schedule.ROUND_ROBIN:
+        return 0
+    return -(-spec.image.watchdog_ticks // spec.image.slice_ticks)
+
+
 def template_globals(spec: ImageSpec, version: str) -> dict[str, Any]:
     """All names for one image; ``proc`` and the byte helpers come from the renderer, ``s`` from the build."""
     ctl = {bit.name: bit.mask for bit in controls.BITS}
@@ -112,19 +137,6 @@ def template_globals(spec: ImageSpec, version: str) -> dict[str, Any]:
         "map_entry": records.MAP_ENTRY, "mbi": records.MULTIBOOT_INFO, "dap": records.DISK_PACKET,
         "media_table": records.MEDIA_TABLE, "media_row": records.MEDIA_ROW, "loader_state": records.LOADER_STATE,
     }
-    event_names = {
-        "UD": events.interruption_info(6, events.EventType.HARDWARE_EXCEPTION),
-        "GP": events.interruption_info(13, events.EventType.HARDWARE_EXCEPTION, error_code=True),
-        "DF": events.interruption_info(8, events.EventType.HARDWARE_EXCEPTION, error_code=True),
-        "ERROR_CODE_BIT": events.INFO_DELIVER_ERROR_CODE.bit_length() - 1,
-        "TYPE_MASK": events.INFO_TYPE_MASK,
-        "TYPE_NMI": events.EventType.NMI << events.INFO_TYPE_SHIFT,
-        "TYPE_EXCEPTION": events.EventType.HARDWARE_EXCEPTION << events.INFO_TYPE_SHIFT,
-        "CONTRIBUTORY": sum(1 << v.number for v in events.EXCEPTIONS if v.fault_class is events.FaultClass.CONTRIBUTORY),
-        "INJECTABLE_MASK": events.INFO_VALID | events.INFO_DELIVER_ERROR_CODE | events.INFO_TYPE_MASK
-        | events.INFO_VECTOR_MASK,
-    }
-    slices = -(-spec.image.watchdog_ticks // spec.image.slice_ticks) if spec.image.schedule is Schedule.ROUND_ROBIN else 0
     header_sum = records.MULTIBOOT_HEADER_MAGIC + records.MULTIBOOT_HEADER_FLAGS
     return {
         "spec": spec,
@@ -136,7 +148,7 @@ def template_globals(spec: ImageSpec, version: str) -> dict[str, Any]:
         "ctl": _names(ctl),
         "ar": _names(ar),
         "at": _names(_constants(layout)),
-        "event": _names(event_names),
+        "event": _names(_events()),
         "interruptibility": _names({"STI_OR_MOV_SS": events.BLOCKING_BY_STI | events.BLOCKING_BY_MOV_SS}),
         "eptp": _names({"ACCESSED_DIRTY": paging.EPTP_AD}),
         "ept_cap": _names({"ACCESSED_DIRTY": msr_bits.EPT_CAP_AD.bit_length() - 1}),
@@ -159,8 +171,8 @@ def template_globals(spec: ImageSpec, version: str) -> dict[str, Any]:
         "sel": _names({name: getattr(tables, name) for name in (
             "CODE64", "DATA64", "TSS64", "LOADER_CODE32", "LOADER_DATA32", "LOADER_CODE16", "LOADER_DATA16")}),
         "loader_descriptors": _names({
-            "CODE32": tables.loader_descriptor(tables.AR_CODE32), "DATA32": tables.loader_descriptor(tables.AR_DATA32),
-            "CODE16": tables.loader_descriptor(tables.AR_CODE16), "DATA16": tables.loader_descriptor(tables.AR_DATA16)}),
+            name: tables.loader_descriptor(getattr(tables, f"AR_{name}"))
+            for name in ("CODE32", "DATA32", "CODE16", "DATA16")}),
         "multiboot": _names({
             "HEADER_MAGIC": records.MULTIBOOT_HEADER_MAGIC, "FLAGS": records.MULTIBOOT_HEADER_FLAGS,
             "CHECKSUM": -header_sum & 0xFFFF_FFFF}),
@@ -176,11 +188,12 @@ def template_globals(spec: ImageSpec, version: str) -> dict[str, Any]:
         "FEATURE_STOP": Hex(FEATURE_STOP),
         "guest_cr4_allowed": vmcs_init.CR4_ALLOWED,
         "row_ops": vmcs_init.OPERATIONS,
-        "watchdog_slices": slices,
+        "watchdog_slices": _watchdog_slices(spec),
         "exit_reasons": reason_rows(),
         "handlers": HANDLERS,
         "instruction_errors": instruction_errors.INSTRUCTION_ERRORS,
-        "exceptions": {number: events.BY_NUMBER.get(number, SimpleNamespace(has_error_code=False)) for number in range(32)},
+        "exceptions": [
+            events.BY_NUMBER.get(number, SimpleNamespace(has_error_code=False)) for number in range(32)],
         "dump_registers": records.DUMP_REGISTERS,
         "vcpu_initial": records.VCPU_INITIAL,
         "switched_msrs": records.SWITCHED_MSRS,

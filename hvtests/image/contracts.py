@@ -77,7 +77,7 @@ def call(core: Core, proc: Proc, inputs: dict[str, int], seed: int) -> Change:
     uc.reg_write(_IDS["rsp"], _STACK)
     change = Change()
 
-    def wrote(_uc: Uc, _access: int, address: int, size: int, _value: int, _data: object) -> None:
+    def wrote(_uc: Uc, _access: int, address: int, _size: int, _value: int, _data: object) -> None:
         if not _STACK - 0x1000 <= address < _STACK:
             change.memory.append(address)
 
