@@ -149,6 +149,13 @@ def test_qemu_says_why_it_cannot_start(tmp_path: Path) -> None:
     assert "nonsense" in result.detail
 
 
+@pytest.mark.bochs
+def test_bochs_says_why_it_cannot_start(tmp_path: Path) -> None:
+    result = BochsRunner(cpu="nonsense").run(write(tmp_path, images.disk(b"x", "")), timeout=LIMIT)
+    assert result.verdict is Verdict.NO_VERDICT
+    assert "cpu directive malformed" in result.detail
+
+
 @pytest.mark.qemu
 @pytest.mark.parametrize("name", ["a,b.img", "with space.img", "file=x.img"])
 def test_paths_may_hold_any_character(tmp_path: Path, name: str) -> None:
