@@ -92,6 +92,7 @@ class Renderer:
             undefined=jinja2.StrictUndefined,
             trim_blocks=True,
             lstrip_blocks=True,
+            keep_trailing_newline=True,  # or an included file's last line would run into the line behind the include
             autoescape=False,
         )
         self._env.globals.update(HELPERS)
