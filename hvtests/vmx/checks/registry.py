@@ -21,7 +21,7 @@ RegisterCheck = Callable[[EntryState, str], bool]
 class Stage(Enum):
     """Which group a rule belongs to, and so how a VM entry that breaks it fails (SDM 3C 27.2, 27.3, 27.8 [26.8])."""
 
-    CONTROLS = "controls"
+    CONTROLS = "control fields"
     HOST = "host state"
     GUEST = "guest state"
 
