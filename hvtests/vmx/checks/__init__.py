@@ -50,6 +50,7 @@ _Plans = dict[frozenset[str] | str, _Plan]
 
 class Checker:
     """Runs rules in order, and only those that the fields written since the last successful entry can have changed.
+    One for each machine.
 
     Rules that read memory run on each entry, but only where their guard says that the VMCS makes them look there.
     Plans are kept per set of fields, so that the usual entry (GUEST_RIP and little else written) costs one lookup.
@@ -63,6 +64,7 @@ class Checker:
         # By armed rules, then by fields written. `_rearming` holds the plans after a write that decides about guards.
         self._plans: dict[frozenset[str], _Plans] = {}
         self._rearming: dict[frozenset[str], _Plans] = {}
+        self._armed: dict[int, _Plans] = {}  # by VMCS
 
     def run(self, state: EntryState, dirty: Collection[str] | None = None) -> Failure | None:
         """The first rule that does not hold, or None: the entry may go on.
@@ -71,11 +73,11 @@ class Checker:
         this VMCS that passed; None runs every rule. Names that no rule reads are fine.
         """
         if dirty is None:
-            state.armed = None
+            self._armed.pop(state.vmcs_pointer, None)
             plan = self._everything
         else:
-            plans: _Plans | None = state.armed
-            if plans is None or state.armed_for != state.vmcs_pointer:
+            plans = self._armed.get(state.vmcs_pointer)
+            if plans is None:
                 plans = self._arm(state)
             key: frozenset[str] | str
             if len(dirty) == 1:
@@ -90,10 +92,9 @@ class Checker:
         return None
 
     def _arm(self, state: EntryState) -> _Plans:
-        """Note in `state` which rules that read memory the VMCS makes look there."""
+        """Note which rules that read memory the VMCS makes look there."""
         armed = frozenset(rule.id for guard, rule in self._guarded if guard(state))
-        state.armed_for = state.vmcs_pointer
-        plans = state.armed = self._plans.setdefault(armed, {})
+        plans = self._armed[state.vmcs_pointer] = self._plans.setdefault(armed, {})
         return plans
 
     def _plan(self, state: EntryState, key: frozenset[str] | str, fields: frozenset[str]) -> _Plan:
@@ -102,7 +103,7 @@ class Checker:
             plans = self._plans.setdefault(armed, {})
         else:
             plans = self._rearming.setdefault(armed, {})
-            state.armed = None  # a field that decides about guards was written: ask them again next time
+            self._armed.pop(state.vmcs_pointer, None)  # a field that decides about guards: ask them again next time
         plan = plans.get(key)
         if plan is None:
             plan = plans[key] = tuple((rule.holds, rule) for rule in self.rules

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 from generator.arch import cr
 from generator.arch import descriptors as d
@@ -43,11 +43,10 @@ class EntryState:
 
     `read(name)` gives a VMCS field's value by name (64 bits at most, unsigned). `vmcs_pointer` is the current VMCS'
     physical address, `host_lma` the processor's IA32_EFER.LMA at the entry. The harness has no SMM: the processor is
-    always outside it. One object serves any number of entries, best those of one VMCS; set the two attributes before
-    each. `armed` and `armed_for` belong to the checker.
+    always outside it. One object may serve any number of entries; set the two attributes before each.
     """
 
-    __slots__ = ("armed", "armed_for", "cap", "host_lma", "memory", "read", "vmcs_pointer")
+    __slots__ = ("cap", "host_lma", "memory", "read", "vmcs_pointer")
 
     def __init__(self, read: Callable[[str], int], cap: CpuModel, memory: PhysicalMemory | None = None, *,
                  vmcs_pointer: int = 0, host_lma: bool = True) -> None:
@@ -56,8 +55,6 @@ class EntryState:
         self.memory = memory if memory is not None else NoMemory()
         self.vmcs_pointer = vmcs_pointer
         self.host_lma = host_lma
-        self.armed: Any = None
-        self.armed_for = -1
 
     @classmethod
     def of(cls, values: Mapping[str, int], cap: CpuModel, memory: PhysicalMemory | None = None, *,
