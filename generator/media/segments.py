@@ -107,7 +107,8 @@ def loader(
 
 def checksum(data: bytes) -> int:
     """What the loader adds up again after reading: the whole little-endian 32-bit words, modulo 2^32."""
-    return sum(struct.unpack(f"<{len(data) // 4}I", data[: len(data) // 4 * 4])) & 0xFFFF_FFFF
+    words: tuple[int, ...] = struct.unpack(f"<{len(data) // 4}I", data[: len(data) // 4 * 4])
+    return sum(words) & 0xFFFF_FFFF
 
 
 def loader_size(boot: bytes, table_offset: int, rows: int) -> int:
