@@ -37,7 +37,7 @@ REAL_MODE_LIMIT = MIB            # a real-mode guest starts with CS:IP
 VMS_MAX = 16
 DEFAULT_LOAD = 0x1000            # page 0 stays free: null pointers and a real-mode guest's IVT
 TICKS_MAX = (1 << 32) - 1        # the VMX-preemption timer has 32 bits
-_SIZE = re.compile(r"(\d+) *(K|M|G|KiB|MiB|GiB)?")
+_SIZE = re.compile(r"([0-9]+) *(K|M|G|KiB|MiB|GiB)?")
 _UNITS = {None: 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
