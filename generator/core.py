@@ -78,7 +78,11 @@ def make_core(spec: ImageSpec, template_dirs: Sequence[Path], time_limit: float)
         if len(unit.code) > limit:
             raise LayoutError(f"{unit.name} is {len(unit.code)} bytes, more than its window of {limit}", str(spec.path))
         symbols.update(unit.symbols)
-    loader_parts = [(name, bits, base, renderer.render(f"{file}.asm.j2")) for name, file, bits, base in LOADER_UNITS]
+    memory_end = f"{max(region.end for region in placed.regions):#x}"
+    loader_parts = [
+        (name, bits, base, renderer.render(f"{file}.asm.j2", memory_end=memory_end))
+        for name, file, bits, base in LOADER_UNITS
+    ]
     loader = assemble(
         [Unit(name, bits, base, part.lines) for name, bits, base, part in loader_parts],
         {"entry32": symbols["entry32"], "media_table": layout.LOADER_TABLE}, time_limit)

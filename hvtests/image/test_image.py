@@ -1,4 +1,4 @@
-"""The built image, read back from its bytes: maps, bitmaps, tables, sizes. Nothing here asks the layout what it meant."""
+"""The built image, read back from its bytes: maps, bitmaps, tables, sizes. No test asks the layout what it meant."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,9 @@ def minimal() -> Image:
 
 
 def _memory(image: Image) -> dict[int, bytes]:
-    return {address + at: data[at:at + 4096] for address, data in image.core.segments for at in range(0, len(data), 4096)}
+    return {
+        address + at: data[at:at + 4096] for address, data in image.core.segments for at in range(0, len(data), 4096)
+    }
 
 
 def _entry(memory: dict[int, bytes], table: int, index: int) -> int:
@@ -150,7 +153,8 @@ def test_the_same_image_toml_gives_the_same_bytes(minimal: Image, tmp_path: Path
     )
     environment = {**os.environ, "PYTHONHASHSEED": "4711", "TZ": "Pacific/Chatham"}
     root = Path(__file__).resolve().parents[2]
-    subprocess.run([sys.executable, "-c", script, str(tmp_path / "b")], check=True, env=environment, cwd=root, timeout=60)
+    command = [sys.executable, "-c", script, str(tmp_path / "b")]
+    subprocess.run(command, check=True, env=environment, cwd=root, timeout=60)
     mine = write(minimal, tmp_path / "a")
     for path in mine:
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
@@ -166,4 +170,4 @@ def test_zeroed_and_loaded_parts_make_up_each_vms_memory(image: Image) -> None:
     spans += [(address, address + len(data)) for address, data in image.core.segments if address >= TWO_MIB]
     spans.sort()
     assert spans[0][0] == TWO_MIB and spans[-1][1] == TWO_MIB + sum(vm.memory for vm in image.spec.vms)
-    assert all(lower[1] == upper[0] for lower, upper in zip(spans, spans[1:], strict=False))
+    assert all(lower[1] == upper[0] for lower, upper in pairwise(spans))
