@@ -117,8 +117,8 @@ class Machine:
 def requirements() -> tuple[str, list[Requirement]]:
     """(what Python version, which packages) hvforge asks for: from its metadata, or in a checkout pyproject.toml."""
     pyproject = Path(__file__).parent.parent / "pyproject.toml"
-    if pyproject.is_file():
-        project = tomllib.loads(pyproject.read_text())["project"]
+    project = tomllib.loads(pyproject.read_text()).get("project", {}) if pyproject.is_file() else {}
+    if project.get("name") == _DISTRIBUTION:
         return project["requires-python"], [Requirement(line) for line in project["dependencies"]]
     metadata = importlib.metadata.metadata(_DISTRIBUTION)
     needed = [Requirement(line) for line in importlib.metadata.requires(_DISTRIBUTION) or ()]

@@ -95,6 +95,18 @@ VMCS_LAYOUTS: Mapping[str, tuple[BitField, ...]] = MappingProxyType({
     "VM_ENTRY_INTR_INFO_FIELD": fields(*_EVENT, (31, 31, "VALID", "an event is injected")),
     "VM_EXIT_INTR_INFO": fields(*_EVENT, _NMI, (31, 31, "VALID", "the exit was by an exception or interrupt")),
     "IDT_VECTORING_INFO_FIELD": fields(*_EVENT, (31, 31, "VALID", "the exit interrupted the delivery of an event")),
+    # As VMX instructions fill it; LGDT and its kind, RDRAND and string I/O use some of these bits otherwise.
+    "VMX_INSTRUCTION_INFO": fields(
+        ( 0,  1, "SCALE",             "memory operand: the index is multiplied by 1, 2, 4, 8"),
+        ( 3,  6, "REGISTER1",         "register operand, where the operand is no memory"),
+        ( 7,  9, "ADDRESS_SIZE",      "0 16 bits, 1 32 bits, 2 64 bits"),
+        (10, 10, "IS_REGISTER",       "0 memory operand, 1 register operand"),
+        (15, 17, "SEGMENT",           "0 ES, 1 CS, 2 SS, 3 DS, 4 FS, 5 GS"),
+        (18, 21, "INDEX",             "memory operand: number of the index register"),
+        (22, 22, "NO_INDEX",          "memory operand: there is no index register"),
+        (23, 26, "BASE",              "memory operand: number of the base register"),
+        (27, 27, "NO_BASE",           "memory operand: there is no base register"),
+        (28, 31, "REGISTER2",         "number of the other register operand")),
     "GUEST_INTERRUPTIBILITY_INFO": fields(
         ( 0,  0, "STI",               "blocking by STI"),
         ( 1,  1, "MOV_SS",            "blocking by MOV SS"),
