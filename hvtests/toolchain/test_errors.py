@@ -30,5 +30,5 @@ def test_one_line_with_its_place(kind: type[HvforgeError]) -> None:
 
 
 def test_it_is_raised_like_any_exception() -> None:
-    with pytest.raises(HvforgeError, match="^here: what$"):
+    with pytest.raises(HvforgeError, match=r"^here: what$"):
         raise SpecError("what", "here")
