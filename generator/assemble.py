@@ -19,12 +19,13 @@ import capstone
 from generator.assemble_check import Decoded, difference
 from generator.assemble_child import Keystone, Program, locate, run_programs
 from generator.assemble_expression import ExpressionError, evaluate
+from generator.assemble_operands import symbols_in
 from generator.assemble_rules import refuse
 from generator.assemble_source import Kind, Source, Statement, data_bytes, names_in, parse
 from generator.errors import AssemblerError
 from generator.render import Line
+from generator.suggest import nearest
 
-_MARK = "hvforge.line."
 _RIP = re.compile(r"\[\s*rip\s*([+-][^\]]+)\]")
 _RIP_PLACEHOLDER = 0x5AC39A71  # a displacement that Python replaces; any value that is found once in an instruction
 _NOP = b"\x90"
@@ -104,7 +105,7 @@ class _Labels:
 
     def give(self, source: Source) -> None:
         """Make them known to ``source``, whose own labels and constants come first."""
-        for statement in source.statements:
+        for statement in source.statements if self.values else ():
             for name in names_in(statement.text):
                 if name not in self.values or name in source.labels or name in source.constants:
                     continue
@@ -128,28 +129,23 @@ def _independent(waiting: Sequence[tuple[Unit, Source]], known: _Labels) -> Sequ
 
 
 def _program(unit: Unit, source: Source) -> Program:
-    """The text for Keystone: instructions, room for data, a label for each line, and the table of those labels."""
+    """What Keystone gets of each statement, after the rules have been asked and every name has been found."""
     texts: list[str] = []
     needs: list[list[str]] = []
     for statement in source.statements:
         names: list[str] = []
         if statement.kind is Kind.INSTRUCTION:
-            refuse(statement, unit.bits, source.constants)
-            names = names_in(statement.text)
+            instruction = refuse(statement, unit.bits, source.constants)
+            names = [name for operand in instruction.operands for name in symbols_in(operand)]
+            for name in names:
+                if name not in source.labels and name not in source.constants:
+                    known = [*source.labels, *source.constants]
+                    raise AssemblerError(
+                        f"{statement.text!r}: nothing defines {name!r}{nearest(name, known)}", statement.where
+                    )
         texts.append(_keystone_text(statement, names, source))
         needs.append([name for name in names if name in source.labels])
-    at: dict[int, list[str]] = {}
-    for name, index in source.labels.items():
-        at.setdefault(index, []).append(name)
-    out: list[str] = []
-    for index, text in enumerate(texts):
-        out.append(f"{_MARK}{index}:")
-        out += [f"{name}:" for name in at.get(index, ())]
-        if text:
-            out.append(text)
-    out.append(f"{_MARK}{len(texts)}:")
-    out += [f".long {_MARK}{index} - {_MARK}0" for index in range(len(texts) + 1)]
-    return Program(unit.bits, unit.base, "\n".join(out) + "\n", texts, needs, source.statements)
+    return Program(unit.bits, unit.base, source.statements, texts, needs)
 
 
 def _keystone_text(statement: Statement, names: Sequence[str], source: Source) -> str:

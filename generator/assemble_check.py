@@ -59,6 +59,8 @@ _SIZE_IMPLIED = _words(
 # Stack and branch operands are as wide as the mode unless written otherwise.
 _MODE_SIZED = _words("push pop call jmp")
 _SHIFTS = _words("shl shr sar rol ror rcl rcr")
+# Instructions whose number is a byte whatever the other operand is: counts, bit offsets, ports, vectors.
+_BYTE_NUMBERS = _SHIFTS | _words("shld shrd bt bts btr btc in out int")
 _TWO_SIZES = _SHIFTS | _words("movzx movsx movsxd")
 # What Capstone calls the sign extensions in 16-bit code, and what they are (SDM 2A, CBW and CWD).
 _CAPSTONE_16 = {"cwde": "cbw", "cbw": "cwde", "cdq": "cwd", "cwd": "cdq"}
@@ -184,6 +186,8 @@ def _kind(operand: Operand) -> str:
 def _operand_width(name: str, operands: tuple[Operand, ...], bits: int) -> int:
     """Bits at which an immediate counts: the first operand's; the mode's for stack and branches."""
     first = operands[0] if operands else None
+    if name in _BYTE_NUMBERS:
+        return 8
     if name == "push" or _BRANCH.match(name):
         return bits
     if isinstance(first, Register):

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Self
@@ -21,20 +21,36 @@ from generator.assemble_source import Kind, Statement
 from generator.errors import AssemblerError
 
 _LIBRARIES = ("libkeystone.so", "libkeystone.so.0", "libkeystone.dylib", "keystone.dll")
+_MARK = "hvforge.line."
 LENGTH = struct.Struct("<I")  # before each answer, as assemble_worker.py writes it
 _LOCATE_LIMIT = 5.0  # seconds for trying every line alone; all of a large hypervisor takes less than one
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """One text for Keystone, and its single statements for finding the guilty one."""
+    """One unit as Keystone sees it: what its statements became, and which labels each of them uses."""
 
     bits: int
     base: int
-    text: str
-    texts: Sequence[str]            # what Keystone sees of each statement
-    needs: Sequence[Sequence[str]]  # labels that each statement uses
     statements: Sequence[Statement]
+    texts: Sequence[str]
+    needs: Sequence[Sequence[str]]
+
+    def text(self, without: Collection[int] = ()) -> str:
+        """The whole text: a label of ours for every statement, and behind the code the table of those labels.
+
+        The statements ``without`` are left out, their labels stay.
+        """
+        out: list[str] = []
+        for index, statement in enumerate(self.statements):
+            out.append(f"{_MARK}{index}:")
+            out += [f"{name}:" for name in statement.labels]
+            if self.texts[index] and index not in without:
+                out.append(self.texts[index])
+        count = len(self.statements)
+        out.append(f"{_MARK}{count}:")
+        out += [f".long {_MARK}{index} - {_MARK}0" for index in range(count + 1)]
+        return "\n".join(out) + "\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +170,7 @@ def run_texts(work: Sequence[tuple[int, int, str]], time_limit: float) -> list[O
 
 def run_programs(keystone: Keystone, programs: Sequence[Program]) -> list[Outcome]:
     """One outcome for each program, whatever became of those before it."""
-    work = [(program.bits, program.base, program.text) for program in programs]
+    work = [(program.bits, program.base, program.text()) for program in programs]
     outcomes: list[Outcome] = []
     while len(outcomes) < len(work):
         outcomes += keystone.run(work[len(outcomes) :])
@@ -163,18 +179,40 @@ def run_programs(keystone: Keystone, programs: Sequence[Program]) -> list[Outcom
 
 def locate(unit: str, program: Program, outcome: Outcome | None) -> AssemblerError:
     """The error for a program that Keystone did not assemble: each statement is tried alone to find the line."""
-    indices = [i for i, s in enumerate(program.statements) if s.kind is Kind.INSTRUCTION]
+    indices = [i for i, statement in enumerate(program.statements) if statement.kind is Kind.INSTRUCTION]
     work = []
     for index in indices:
         # Any place will do for a label here: only whether the statement can be assembled is asked.
         labels = "".join(f"{name}:\n" for name in dict.fromkeys(program.needs[index]))
         work.append((program.bits, program.base, f"{program.texts[index]}\n{labels}"))
-    results = run_texts(work, _LOCATE_LIMIT) if work else []
-    for index, result in zip(indices, results, strict=False):
-        if result.error or not result.code:
-            statement = program.statements[index]
-            reason = result.error or "the assembler gave no code and no error"
-            return AssemblerError(f"{statement.text!r}: {reason}", statement.where)
-    reason = outcome.error if outcome is not None and outcome.error else "the assembler gave too little code"
+    with Keystone(_LOCATE_LIMIT) as keystone:
+        results = keystone.run(work) if work else []
+        for index, result in zip(indices, results, strict=False):
+            if result.error or not result.code:
+                statement = program.statements[index]
+                reason = result.error or "the assembler gave no code and no error"
+                return AssemblerError(f"{statement.text!r}: {reason}", statement.where)
+        reason = outcome.error if outcome is not None and outcome.error else "the assembler gave too little code"
+        if outcome is not None and outcome.error and not outcome.died:
+            guilty = _bisect(keystone, program, [index for index in indices if program.needs[index]])
+            if guilty is not None:
+                hint = " (the target is out of this form's reach)" if "FIXUP" in reason else ""
+                return AssemblerError(f"{guilty.text!r}: {reason}{hint}", guilty.where)
     first = program.statements[0].where if program.statements else None
     return AssemblerError(f"unit {unit!r}: {reason}; each line alone is accepted", first)
+
+
+def _bisect(keystone: Keystone, program: Program, suspects: list[int]) -> Statement | None:
+    """The statement with which the program fails although each one alone does not: a jump too far, say."""
+    everyone = frozenset(suspects)
+
+    def fails(kept: Sequence[int]) -> bool:
+        text = program.text(everyone - frozenset(kept))
+        return bool(keystone.run([(program.bits, program.base, text)])[0].error)
+
+    if not suspects or not fails(suspects):
+        return None
+    while len(suspects) > 1:
+        half = suspects[: len(suspects) // 2]
+        suspects = half if fails(half) else suspects[len(half) :]
+    return program.statements[suspects[0]] if fails(suspects) else None

@@ -9,7 +9,7 @@ TOKEN = re.compile(
     r"\s*(?:(?P<number>0[xX][0-9a-fA-F_]+|0[bB][01_]+|[0-9][0-9_]*(?![0-9a-zA-Z]))"
     r"|(?P<char>'(?:\\.|[^\\'])')|(?P<name>[A-Za-z_.$][\w.$@]*)|(?P<op><<|>>|[-+*/%&|^~()]))"
 )
-NAME = re.compile(r"[A-Za-z_.$][\w.$@]*")
+NAME = re.compile(r"(?<![\w.$@'\\])[A-Za-z_.$][\w.$@]*")  # neither part of 0x1f nor the letter of a character
 ESCAPES = {"n": 10, "r": 13, "t": 9, "0": 0, "\\": 92, "'": 39, '"': 34, "b": 8, "f": 12}
 
 _BINARY: tuple[dict[str, Callable[[int, int], int]], ...] = (

@@ -181,4 +181,4 @@ def _terms(text: str) -> list[tuple[str, str]]:
 def symbols_in(operand: Operand) -> list[str]:
     """Names that a register operand has not: symbols of an immediate or of a displacement."""
     text = operand.displacement if isinstance(operand, Memory) else getattr(operand, "text", "")
-    return NAME.findall(re.sub(r"\b0[xXbB][0-9a-fA-F_]+|'(?:\\.|[^'\\])'", "0", text))
+    return NAME.findall(text) if text and not text.isdigit() else []

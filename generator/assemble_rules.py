@@ -95,6 +95,7 @@ def _text(pattern: str) -> Callable[[Form], bool]:
     return lambda form: compiled.search(form.plain) is not None
 
 
+_BEYOND_SUM = re.compile(r"[*/%&|^~()]|<<|>>")
 _NEEDS_REX = re.compile(r"r(8|9|1[0-5])[bwd]?$|(sp|bp|si|di)l$")
 
 
@@ -117,6 +118,15 @@ def _difference(form: Form) -> bool:
     if memory is None or (memory.base is None and memory.index is None):
         return False
     return len(form.labels(memory)) > 1
+
+
+def _arithmetic(form: Form) -> bool:
+    for operand in form.instruction.operands:
+        if form.labels(operand):
+            text = operand.displacement if isinstance(operand, Memory) else form.plain
+            if _BEYOND_SUM.search(text) is not None:
+                return True
+    return False
 
 
 def _far_pointer(form: Form) -> bool:
@@ -180,6 +190,8 @@ RULES: tuple[Rule, ...] = (
     Rule("rip-number", (64,), ANY, _rip_number, "a number beside rip is a distance, not an address", "[rip + symbol]"),
     Rule("address-difference", ALL, ANY, _difference, "Keystone adds labels that are to be subtracted",
          "the difference in a register, or a number from Jinja"),
+    Rule("label-arithmetic", ALL, ANY, _arithmetic, "Keystone knows only sums and differences of labels here",
+         "the value with .long, or by numbers from Jinja"),
     Rule("high-byte-with-rex", (64,), ANY, _high_byte, "it cannot be encoded, and Keystone ends its process",
          "another byte register"),
     Rule("label-64", (64,), ANY, _wide_label, "Keystone makes a sign-extended number, GNU as a memory access",
@@ -229,8 +241,8 @@ def _rules(bits: int, mnemonic: str) -> tuple[Rule, ...]:
     )
 
 
-def refuse(statement: Statement, bits: int, constants: Mapping[str, int]) -> None:
-    """Raise AssemblerError for an instruction that cannot be read, or for the first rule that it breaks."""
+def refuse(statement: Statement, bits: int, constants: Mapping[str, int]) -> Instruction:
+    """The instruction taken apart. Raises AssemblerError if it cannot be read, or for the first rule it breaks."""
     unreadable = None
     try:
         instruction = read_instruction(statement.text)
@@ -245,3 +257,4 @@ def refuse(statement: Statement, bits: int, constants: Mapping[str, int]) -> Non
             )
     if unreadable is not None:
         raise AssemblerError(unreadable, statement.where)
+    return instruction

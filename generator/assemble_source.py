@@ -222,4 +222,4 @@ def data_bytes(statement: Statement, address: int, symbols: Mapping[str, int]) -
 
 def names_in(text: str) -> list[str]:
     """The words of ``text`` outside quotes: mnemonics, registers and symbols alike."""
-    return NAME.findall(re.sub(r"\b0[xXbB][0-9a-fA-F_]+", "0", without_quotes(text)))
+    return NAME.findall(without_quotes(text))

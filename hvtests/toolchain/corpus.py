@@ -27,11 +27,18 @@ _ARITHMETIC = ("mov", "add", "or", "adc", "sbb", "and", "sub", "xor", "cmp", "te
 _UNARY = ("inc", "dec", "neg", "not", "mul", "imul", "div", "idiv")
 _SHIFTS = ("shl", "shr", "sar", "rol", "ror", "sal", "rcl")
 _BRANCHES = ("jmp", "call", "je", "jnbe", "jc")
-_PLAIN = tuple(
-    "pushf popf pushfd pushfq iret iretd iretq ret retf retfq leave cwde cdq cqo cdqe cbw cwd pusha popad pushad cli hlt "
-    "cpuid rdmsr wrmsr rdtsc rdtscp xgetbv xsetbv vmcall vmlaunch vmresume vmxoff invd wbinvd ud2 pause int3 int1 "
-    "swapgs clts sti cld lfence mfence sfence monitor mwait syscall sysenter sysret sysexit rsm xlatb fninit fwait emms "
-    "nop vmfunc clac stac lahf sahf into stosb movsw lodsd scasb cmpsd stosq movsq insb outsw insd lodsw".split()  # noqa: SIM905
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+_STRING = _words("stosb movsw lodsd scasb cmpsd stosq movsq insb outsw insd lodsw")
+_PLAIN = _words(
+    "pushf popf pushfd pushfq iret iretd iretq ret retf retfq leave cwde cdq cqo cdqe cbw cwd pusha popad pushad cli "
+    "hlt cpuid rdmsr wrmsr rdtsc rdtscp xgetbv xsetbv vmcall vmlaunch vmresume vmxoff invd wbinvd ud2 pause int3 int1 "
+    "swapgs clts sti cld lfence mfence sfence monitor mwait syscall sysenter sysret sysexit rsm xlatb fninit fwait "
+    "emms nop vmfunc clac stac lahf sahf into"
 )
 _SYSTEM = ("lgdt", "lidt", "sgdt", "invlpg", "vmptrld", "vmclear", "vmxon", "fxsave", "fxrstor", "fxsave64", "xsave",
            "xrstor64", "cmpxchg8b", "cmpxchg16b", "ldmxcsr", "clflush", "ljmp", "lcall")  # fmt: skip
@@ -81,13 +88,13 @@ class Corpus:
             f"lea {r}, {m}",
             f"{self.one('push', 'pop')} {self.one(r, m, n, 'fs', 'es', 'gs')}",
             f"{self.one(*_BRANCHES)} {self.one('first', 'last', 'outside', 'first + 2', r, self.memory(self.bits))}",
-            self.one("", "rep ", "repne ", "lock ") + self.one(*_PLAIN[-12:]),
+            self.one("", "rep ", "repne ", "lock ") + self.one(*_STRING),
             self.one(*_PLAIN),
             f"{self.one('bt', 'bts', 'btr', 'btc')} {self.one(f'{either}, 5', pair)}",
             self.one(f"in {self.one('al', 'ax', 'eax')}, {self.one('dx', '0x60')}",
                      f"out {self.one('dx', '0x60')}, {self.one('al', 'ax', 'eax')}"),
-            self.one(f"mov {self.one('cr0', 'cr3', 'cr4', 'dr7')}, {r}", f"mov {r}, {self.one('cr0', 'cr2', 'dr6')}",
-                     f"mov {self.one('ds', 'es', 'fs', 'ss')}, {either}", f"mov {either}, {self.one('ds', 'cs', 'gs')}"),
+            self.one(f"mov {self.one('cr0', 'cr3', 'cr4', 'dr7')}, {r}", f"mov {r}, {self.one('cr0', 'cr2', 'dr6')}"),
+            self.one(f"mov {self.one('ds', 'es', 'ss')}, {either}", f"mov {either}, {self.one('ds', 'cs', 'gs')}"),
             f"{self.one('ltr', 'lldt', 'str', 'sldt', 'smsw', 'lmsw')} {either}",
             f"{self.one(*_SYSTEM)} {m}",
             f"{self.one('bsf', 'bsr', 'popcnt', 'cmovc')} {pair}",

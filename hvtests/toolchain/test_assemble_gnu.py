@@ -96,7 +96,8 @@ def test_the_comparison_finds_a_difference(tmp_path: Path) -> None:
     good = assemble([unit_of(64, "first: add rax, rbx", "jmp first")])[0]
     row = good.rows[0]
     wrong = type(row)(row.address, b"\x48\x29\xd8", row.text, row.file, row.line, row.source)
-    bad = Assembled(good.name, good.base, good.bits, wrong.data + good.rows[1].data, good.symbols, [wrong, good.rows[1]])
+    code, rows = wrong.data + good.rows[1].data, [wrong, good.rows[1]]
+    bad = Assembled(good.name, good.base, good.bits, code, good.symbols, rows)
     assert compare(good, {}, tmp_path) == []
     assert [item.row for item in compare(bad, {}, tmp_path)] == [wrong]
 

@@ -44,6 +44,8 @@ CASES = (
     Case("absolute-address-64", 64, "cmp dword ptr gs:[0x1234], 5",      "differs"),
     Case("rip-number",          64, "lea rdi, [rip + 0x100100]",         "differs", "lea rdi, [rip+t]\n.zero 249\nt:"),
     Case("address-difference",  64, "mov rax, [rbx + begin - place]",    "differs"),
+    Case("label-arithmetic",    64, "mov ecx, (place - begin) / 2",      "fails"),
+    Case("label-arithmetic",    32, "mov ecx, (place - begin) * 2",      "fails"),
     Case("high-byte-with-rex",  64, "mov ah, [r8]",                      "dies"),
     Case("high-byte-with-rex",  64, "movzx rax, ah",                     "dies"),
     Case("high-byte-with-rex",  64, "add ah, spl",                       "dies"),

@@ -65,8 +65,9 @@ def test_lines_of_macros_includes_and_calls(write: Write) -> None:
 def test_lines_through_inheritance_and_filters(write: Write) -> None:
     templates = {
         "base.j2": "nop\n{% block body %}\n  cli\n{% endblock %}\nhlt\n",
-        "a.j2": '{% extends "base.j2" %}\n{% block body %}\n{% filter indent(2) %}\n  STI\n{% endfilter %}\n{% endblock %}\n',
-    }
+        "a.j2": '{% extends "base.j2" %}\n{% block body %}\n{% filter indent(2) %}\n  STI\n{% endfilter %}\n'
+                "{% endblock %}\n",
+    }  # fmt: skip
     assert visible(write(templates).render("a.j2").lines) == [
         ("nop", "base.j2", 1), ("STI", "a.j2", 4), ("hlt", "base.j2", 5),
     ]  # fmt: skip
