@@ -1,0 +1,65 @@
+"""``hvforge run``: COM1 to standard output as it comes, and the verdict in one line."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO
+
+from generator.errors import EmulatorMissingError, OutputError
+
+
+class Console:
+    """Takes COM1's bytes: to standard output with plain line ends, to ``file`` unchanged."""
+
+    def __init__(self, file: IO[bytes] | None) -> None:
+        self._file = file
+        self._return = False   # a CR came last: whether it is part of a line's end shows with the next byte
+
+    def __call__(self, data: bytes) -> None:
+        if self._file is not None:
+            self._file.write(data)
+            self._file.flush()
+        if self._return:
+            data = b"\r" + data
+        self._return = data.endswith(b"\r")
+        self._out(data[:-1] if self._return else data)
+
+    def close(self) -> None:
+        """Let out what is held back."""
+        self._out(b"\r" if self._return else b"")
+
+    @staticmethod
+    def _out(data: bytes) -> None:
+        sys.stdout.buffer.write(data.replace(b"\r\n", b"\n"))
+        sys.stdout.buffer.flush()
+
+
+def run_streaming(image: Path, emulator: str, timeout: float, serial: Path | None) -> tuple[int, str]:
+    """Boot ``image``; (process exit status, verdict in one line).
+
+    Raises OutputError if ``serial`` cannot be written, ImageFileError if ``image`` cannot boot.
+    """
+    from hvtests.runners import by_name
+    from hvtests.runners.base import Verdict
+    from hvtests.runners.words import verdict_line
+
+    sys.stdout.flush()
+    with ExitStack() as stack:
+        file = None
+        if serial is not None:
+            try:
+                file = stack.enter_context(serial.open("wb"))
+            except OSError as error:
+                raise OutputError(f"cannot write this file: {error.strerror or error}", str(serial)) from None
+        console = Console(file)
+        try:
+            result = by_name(emulator).run(image, timeout=timeout, on_serial=console)
+        except EmulatorMissingError as error:
+            return int(Verdict.EMULATOR_MISSING), f"hvforge: error: {emulator}: {error}"
+        finally:
+            console.close()
+    if result.verdict is Verdict.EMULATOR_MISSING:
+        return int(result.verdict), f"hvforge: error: {emulator}: {result.detail}"
+    return int(result.verdict), f"hvforge: {verdict_line(result, emulator)}"

@@ -1,0 +1,188 @@
+"""``hvforge verify``: one run in the harness, and everything about it that can be checked."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from generator.arch import exits
+from generator.arch.abi import CONSOLE_PREFIX
+from hvtests.machine.stop import Limits, StopKind
+from hvtests.runners.base import RunResult, Verdict
+from hvtests.runners.unicorn import result_of
+from hvtests.vmx.checks import RULES, Checker, EntryState, Failure
+from hvtests.vmx.diagnose import explain_failure
+from hvtests.vmx.model import ExitRecord, VmxMachine
+
+NOT_VERIFIED = 7   # the run finished as it should, but a check on it failed; Verdict has 0 to 6
+_COUNT = re.compile(re.escape(CONSOLE_PREFIX) + r"vm (?P<vm>\S+): exits (?P<reason>\S+) (?P<count>\d+)")
+_REASON = 0xFFFF
+
+Counts = dict[tuple[str, str], int]   # by VM and name of the reason
+
+
+@dataclass(frozen=True, slots=True)
+class ExitCount:
+    """How often one reason came in one VM: by the harness' record, and by what the image printed."""
+
+    vm: str
+    reason: str
+    harness: int
+    image: int
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was checked; `details` are more lines for one that failed."""
+
+    passed: bool
+    text: str
+    details: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What `verify` found. ``status`` is the process exit status: 0 only if all checks passed."""
+
+    result: RunResult
+    exits: tuple[ExitCount, ...]
+    checks: tuple[Check, ...]
+
+    @property
+    def passed(self) -> bool:
+        return all(check.passed for check in self.checks)
+
+    @property
+    def status(self) -> int:
+        return 0 if self.passed else int(self.result.verdict) or NOT_VERIFIED
+
+    @property
+    def verdict(self) -> str:
+        """One line."""
+        failed = sum(not check.passed for check in self.checks)
+        what = f"{failed} of {len(self.checks)} checks failed" if failed else f"all {len(self.checks)} checks passed"
+        return f"{self.result.verdict.name} after {self.result.seconds:.2f} s, {what}"
+
+
+class Auditor(Checker):
+    """A Checker that keeps count: of the entries it judged, of the rules it ran, and of what failed, in words."""
+
+    def __init__(self) -> None:
+        self.entries = 0
+        self.ran: Counter[str] = Counter()
+        self.failures: list[tuple[str, ...]] = []
+        super().__init__([replace(rule, holds=self._counted(rule.id, rule.holds)) for rule in RULES])
+
+    def _counted(self, name: str, holds: Callable[[EntryState], bool]) -> Callable[[EntryState], bool]:
+        def counted(state: EntryState) -> bool:
+            self.ran[name] += 1
+            return holds(state)
+        return counted
+
+    def run(self, state: EntryState, dirty: Collection[str] | None = None) -> Failure | None:
+        """See :meth:`hvtests.vmx.checks.Checker.run`."""
+        self.entries += 1
+        failure = super().run(state, dirty)
+        if failure is not None:
+            self.failures.append(tuple(explain_failure(failure, state)))
+        return failure
+
+
+def verify(image: Path, image_map: Mapping[str, Any] | None, timeout: float, memory_mib: int = 256) -> Verification:
+    """Boot ``image`` in the harness and check the run.
+
+    ``image_map`` names the VMs; without it they are known by what the image prints. Raises ImageFileError if the file
+    cannot boot, EngineError if the harness' engine cannot be used.
+    """
+    begin = time.monotonic()
+    machine = VmxMachine(memory_mib << 20)
+    auditor = Auditor()
+    machine.vmx.checker = auditor
+    machine.boot(image)
+    stop = machine.run(Limits(seconds=timeout))
+    result = result_of(machine, stop, time.monotonic() - begin)
+    told = counts_told(result.lines)
+    counted = counts_recorded(machine.exits, vm_names(image_map, machine.exits, told))
+    rows = tuple(
+        ExitCount(vm, reason, counted.get((vm, reason), 0), told.get((vm, reason), 0))
+        for vm, reason in dict.fromkeys([*counted, *told])
+    )
+    checks = (
+        _finished(result, stop.kind is StopKind.UNMODELLED),
+        _entries(auditor),
+        _counts(rows),
+    )
+    return Verification(result, rows, checks)
+
+
+def counts_told(lines: Sequence[str]) -> Counts:
+    """What the image itself counted, from the lines it prints when a VM ends."""
+    told: Counts = {}
+    for line in lines:
+        match = _COUNT.fullmatch(line)
+        if match is not None:
+            told[match["vm"], match["reason"]] = int(match["count"])
+    return told
+
+
+def counts_recorded(records: Sequence[ExitRecord], names: Mapping[int, str]) -> Counts:
+    """What the harness recorded, VMs named by the addresses of their VMCSs."""
+    counted: Counts = {}
+    for (vmcs, reason), count in Counter((record.vmcs_pa, record.reason & _REASON) for record in records).items():
+        known = exits.BY_NUMBER.get(reason)
+        counted[names[vmcs], known.name if known else f"RESERVED_{reason}"] = count
+    return counted
+
+
+def vm_names(image_map: Mapping[str, Any] | None, records: Sequence[ExitRecord], told: Counts) -> dict[int, str]:
+    """Names of VMs by the addresses of their VMCSs: from the map, else by who counted the same exits."""
+    addresses = list(dict.fromkeys(record.vmcs_pa for record in records))
+    if image_map is not None:
+        starts = {row["name"]: row["start"] for row in image_map["data"]}
+        known = {starts[f"vmcs_{number}"]: vm["name"] for number, vm in enumerate(image_map["vms"])}
+    else:
+        unnamed = {str(address): address for address in addresses}
+        counted = counts_recorded(records, {address: name for name, address in unnamed.items()})
+        known: dict[int, str] = {}
+        for vm in dict.fromkeys(vm for vm, _ in told):
+            alike = [name for name in unnamed if _of(counted, name) == _of(told, vm)] or [*unnamed]
+            if alike:
+                known[unnamed.pop(alike[0])] = vm
+    return {address: known.get(address, f"VMCS {address:#x}") for address in addresses}
+
+
+def _of(counts: Counts, vm: str) -> dict[str, int]:
+    return {reason: count for (name, reason), count in counts.items() if name == vm}
+
+
+def _finished(result: RunResult, unmodelled: bool) -> Check:
+    if unmodelled:
+        return Check(False, f"the harness does not model what the image did: {result.detail}")
+    passed = result.verdict is Verdict.FINISHED
+    return Check(passed, "every VM ended as expected" if passed else f"the run ended otherwise: {result.detail}")
+
+
+def _entries(auditor: Auditor) -> Check:
+    rules = f"{len(auditor.ran)} of {len(auditor.rules)} rules, {sum(auditor.ran.values())} times"
+    text = f"{auditor.entries} VM entries checked by {rules}"
+    if not auditor.failures:
+        return Check(auditor.entries > 0, f"{text}: all held")
+    details = tuple(line for failure in auditor.failures for line in failure)
+    return Check(False, f"{text}: {len(auditor.failures)} entries failed", details)
+
+
+def _counts(rows: Sequence[ExitCount]) -> Check:
+    total = sum(row.harness for row in rows)
+    differ = [row for row in rows if row.harness != row.image]
+    if differ:
+        return Check(False, f"{total} VM exits, but the image counted otherwise", tuple(
+            f"{row.vm} {row.reason}: {row.harness} in the harness, {row.image} by the image" for row in differ))
+    return Check(total > 0, f"{total} VM exits, counted alike by the image" if total else "there was no VM exit")
+
+
+__all__ = ["NOT_VERIFIED", "Auditor", "Check", "ExitCount", "Verdict", "Verification", "verify"]
