@@ -96,6 +96,7 @@ class Cpu:
         self.gprs = Registers(fabric.q)
         self.physical = physical
         self.physical_bits = 40
+        self.linear = 0      # address of the last access that the model made or tried
 
     # -- plain registers -------------------------------------------------------------------------------------------
 
@@ -282,13 +283,15 @@ class Cpu:
 
     def translate(self, linear: int, write: bool = False, fetch: bool = False, user: bool | None = None) -> int:
         """Physical address of `linear` for an access at the current privilege (or `user` given). Raises PageFault."""
-        return walk(self.regime(), self.physical, linear & MASK64, write=write, fetch=fetch,
+        self.linear = linear & MASK64
+        return walk(self.regime(), self.physical, self.linear, write=write, fetch=fetch,
                     user=self.cpl == 3 if user is None else user)
 
     def read_linear(self, linear: int, size: int, *, fetch: bool = False, user: bool | None = None) -> bytes:
         """`size` bytes from a linear address; may cross pages. Raises PageFault."""
         first = min(size, 0x1000 - (linear & 0xFFF))
-        data = self.physical.read(self.translate(linear, fetch=fetch, user=user), first)
+        at = self.translate(linear, fetch=fetch, user=user)
+        data = self.physical.fetch(at, first) if fetch else self.physical.read(at, first)
         if first < size:
             data += self.read_linear(linear + first, size - first, fetch=fetch, user=user)
         return data
@@ -300,11 +303,18 @@ class Cpu:
         if first < len(data):
             rest = self.translate(linear + first, True, user=user)
             self.physical.write(rest, data[first:])
+            self.linear = linear & MASK64
         self.physical.write(start, data[:first])
 
     def code(self) -> bytes:
-        """Up to 15 bytes at CS:RIP, fewer where the next page cannot be fetched. Raises PageFault for the first."""
+        """Up to 15 bytes at CS:RIP, fewer where the next page cannot be fetched. Raises PageFault for the first.
+
+        They come from where the engine fetched them, if it still knows: page tables may have changed since.
+        """
         linear = self.code_linear
+        at = self._fabric.code_physical(linear)
+        if at is not None and linear & 0xFFF <= 0x1000 - LONGEST_INSTRUCTION:
+            return bytes(self._fabric.ram[at:at + LONGEST_INSTRUCTION])
         first = min(LONGEST_INSTRUCTION, 0x1000 - (linear & 0xFFF))
         data = self.read_linear(linear, first, fetch=True)
         if first < LONGEST_INSTRUCTION:

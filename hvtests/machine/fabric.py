@@ -29,7 +29,7 @@ with warnings.catch_warnings():
     from unicorn.unicorn_py3.unicorn import uclib
 
 NEVER = (1 << 64) - 1
-RAM_LIMIT = 64 << 30
+_REQUESTS = L.REQUEST_HARD | L.REQUEST_VIRQ | L.REQUEST_NMI
 _SUFFIX = "_x86_64"
 # What is always intercepted, in root and guest mode; the rest is the mode's choice.
 ALWAYS = L.intercept_bits(
@@ -42,15 +42,18 @@ class Fabric:
     """One CPU with `ram` bytes of memory from physical address 0. Raises EngineError for an engine that is not known.
 
     `q`, `i`, `b` are views of the CPU's state (64-bit words, 32-bit words, bytes); `ram` and `scratch` of memory.
-    `handler` gets the code of each event (layout.CODE_*); whatever it raises leaves :meth:`run`.
+    `dispatch` has the handler of each event by code (layout.CODE_*), `other` is called with the code of the rest;
+    whatever they raise leaves :meth:`run`.
     """
 
     def __init__(self, ram: int) -> None:
         _check_version()
-        self.handler: Callable[[int], None] = _no_handler
+        self.dispatch: dict[int, Callable[[], None]] = {}
+        self.other: Callable[[int], None] = _no_handler
         self.unmapped: Callable[[int, int], None] = _no_memory
         self._failure: BaseException | None = None
         self.running = False
+        self._requests = 0
         self.code = 0      # of the event being handled
         self._uc = uc.Uc(uc.UC_ARCH_X86, uc.UC_MODE_64)
         self._uc.ctl_set_cpu_model(x86_const.UC_CPU_X86_SKYLAKE_SERVER)
@@ -91,6 +94,9 @@ class Fabric:
         self.q = self.b[:L.ENV_SIZE & ~7].cast("Q")
         self.i = self.b[:L.ENV_SIZE & ~3].cast("I")
         self.cr_dr_masks = self.b[L.CR_READ_MASK_AT:L.CR_READ_MASK_AT + 8].cast("H")
+        descriptors = _pointer(self.cpu + L.TLB_END_POINTER_AT, "the TLBs") - L.TLB_COUNT * L.TLB_DESCRIPTOR_SIZE
+        self._tlbs = memoryview((ctypes.c_char * (L.TLB_COUNT * L.TLB_DESCRIPTOR_SIZE)).from_address(descriptors)
+                                ).cast("B").cast("Q")
         self._request = ctypes.c_uint32.from_address(self.cpu + L.INTERRUPT_REQUEST_AT)
         self._next_flags = ctypes.c_uint32.from_address(self.cpu + L.CFLAGS_NEXT_TB_AT)
 
@@ -197,7 +203,11 @@ class Fabric:
     def _on_event(self, _engine: int, code: int, _box: int) -> None:
         self.code = code
         try:
-            self.handler(code)
+            handler = self.dispatch.get(code)
+            if handler is None:
+                self.other(code)
+            else:
+                handler()
         except BaseException as failure:
             if self._failure is None:
                 self._failure = failure
@@ -263,17 +273,30 @@ class Fabric:
         """Forget code translated from RAM in `start` .. `end` - 1, which has been written from outside."""
         self._invalidate(self._engine_argument, start, end)
 
-    def request(self, bits: int) -> None:
-        """Raise interrupt lines (layout.REQUEST_*)."""
-        self._request.value |= bits
+    def set_requests(self, bits: int) -> None:
+        """Raise these interrupt lines (layout.REQUEST_*) and lower the others."""
+        if bits != self._requests:
+            self._requests = bits
+            self._request.value = self._request.value & ~_REQUESTS | bits
 
-    def withdraw(self, bits: int) -> None:
-        """Lower interrupt lines."""
-        self._request.value &= ~bits
+    def restrict_pages(self, marked: object) -> None:
+        """TODO"""
 
     def single_instruction(self) -> None:
         """Let the next translated block be one instruction long."""
         self._next_flags.value = 1
+
+    def code_physical(self, linear: int) -> int | None:
+        """Physical address from which the engine fetches code at `linear` now, if it still knows; no walk is made."""
+        q, i = self.q, self.i
+        hflags = i[L.I_HFLAGS]
+        strict = hflags & L.HF_SMAP and not q[L.Q_RFLAGS] & 1 << 18
+        tlb = 2 if hflags & 3 == 3 else 0 if strict else 4
+        entry = self._tlbs[tlb + 1] + (linear >> 12 << L.TLB_ENTRY_SHIFT & self._tlbs[tlb])
+        found = int.from_bytes(ctypes.string_at(entry + L.TLB_ENTRY_CODE_AT, 16), "little")
+        if found & (1 << 64) - 1 != linear & ~0xFFF:
+            return None
+        return found >> 64 & ~0xFFF | linear & 0xFFF
 
     @property
     def ticks(self) -> int:

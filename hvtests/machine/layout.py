@@ -12,8 +12,16 @@ ENGINE_VERSION = (2, 1, 4)
 # From the engine handle to the CPU's struct, in bytes.
 CPU_POINTER_AT = 440        # engine -> CPU
 ENV_POINTER_AT = 296        # CPU -> registers ("env")
+TLB_END_POINTER_AT = 304    # CPU -> what follows the descriptors of the three TLBs
 BACK_POINTER_AT = 7000      # env -> engine: closes the circle
 ENV_SIZE = 7008
+
+# A TLB descriptor is {mask of entry offset, address of entries}; the TLBs of supervisor code under SMAP, of user code
+# and of supervisor code without SMAP follow each other.
+TLB_COUNT = 3
+TLB_DESCRIPTOR_SIZE = 16
+TLB_ENTRY_SHIFT = 6
+TLB_ENTRY_CODE_AT = 16      # linear page that may be fetched, then the physical page
 
 # In the CPU (byte offsets).
 CFLAGS_NEXT_TB_AT = 24      # u32: flags of the next translated block only; ~0 = the usual ones
@@ -162,6 +170,7 @@ CODE_OUT = 0x601
 CODE_SYSCALL = 0x602
 CODE_SYSENTER = 0x603
 CODE_DEADLINE = 0x604
+CODE_RESTRICTED = 0x605      # a page that EPT makes not executable, or execute-only
 
 
 def intercept_bits(*codes: int) -> int:

@@ -22,7 +22,7 @@ from hvtests.machine.registers import CpuModel, MsrFile
 from hvtests.machine.root import RootMode
 from hvtests.machine.stop import Limits, Stop, StopKind, StopRun, unmodelled
 
-SLICE = 1 << 26   # ticks between two looks at the real-time limit
+SLICE = 1 << 22   # ticks between two looks at the real-time limit
 _ACCESS_KINDS = {19: "read", 20: "write", 21: "fetch", 22: "write", 23: "read", 24: "fetch"}
 
 
@@ -51,6 +51,8 @@ class Machine:
         self._interrupts: list[int] = []
         self.nmi_pending = False
         self._alarms: dict[str, tuple[int, Callable[[], None]]] = {}
+        self._next_alarm = self._guest_deadline = NEVER
+        self.on_guest_deadline: Callable[[], None] = lambda: None
         self.check_cr: Callable[[int, int], None] = _any_value
         self.reset()
         self.fabric.limit_features({key: cpu.cpuid(key[0], 0)[key[1]] for key in L.FEATURE_WORDS.values()})
@@ -58,8 +60,9 @@ class Machine:
         self.instructions = Instructions(self)
         self.root = RootMode(self)
         self.root.enable()
-        self.dispatch: dict[int, Callable[[], None]] = self.root.handlers
-        self.fabric.handler = self._on_event
+        self.root.handlers[L.CODE_DEADLINE] = self.on_deadline
+        self.fabric.dispatch = self.root.handlers
+        self.fabric.other = self._on_other
         self.fabric.unmapped = self._on_unmapped
         self.devices = attach_pc(
             self.ports, on_serial=self._on_serial, on_debugcon=self.debugcon.extend,
@@ -133,25 +136,20 @@ class Machine:
             raise StopRun(Stop(StopKind.TIMEOUT, "the real-time limit was reached"))
         self.set_alarm("watch", self.fabric.ticks + SLICE, self._watch)
 
-    def _on_event(self, code: int) -> None:
-        handler = self.dispatch.get(code)
-        if handler is None:
-            if code == L.CODE_DEADLINE:
-                return self._on_deadline()
-            raise unmodelled(f"engine event {code:#x} at {self.cpu.code_linear:#x}")
-        handler()
+    def _on_other(self, code: int) -> None:
+        raise unmodelled(f"engine event {code:#x} at {self.cpu.code_linear:#x}")
 
     def _on_unmapped(self, kind: int, address: int) -> None:
         what = _ACCESS_KINDS.get(kind, "access")
         raise unmodelled(f"{what} at physical address {address:#x}, where the machine has no memory "
                          f"(linear {self.fabric.fault_linear:#x}, RIP {self.cpu.rip:#x})")
 
-    def retry_split_fetch(self, error_code: int) -> bool:
+    def retry_split_fetch(self, error_code: int, linear: int | None = None) -> bool:
         """Whether a page fault is a fetch further on in the block of code that the engine was about to translate.
 
         RIP is still at the block's start then, and what stands before the fault must run first: one instruction.
         """
-        linear = self.fabric.fault_address
+        linear = self.fabric.fault_address if linear is None else linear
         start = self.cpu.code_linear
         if not (error_code & FETCH or self.fabric.fault_access == 2) or linear >> 12 == start >> 12:
             return False
@@ -173,11 +171,26 @@ class Machine:
         self._alarms.pop(name, None)
         self._set_deadline()
 
-    def _set_deadline(self) -> None:
-        self.fabric.deadline = min((ticks for ticks, _ in self._alarms.values()), default=NEVER)
+    def set_guest_deadline(self, ticks: int) -> None:
+        """Call `on_guest_deadline` at this tick: the VMX-preemption timer, set at each VM entry. NEVER: not at all."""
+        self._guest_deadline = ticks
+        self.fabric.deadline = min(ticks, self._next_alarm)
 
-    def _on_deadline(self) -> None:
+    def after_one_instruction(self, action: Callable[[], None]) -> None:
+        """Call `action` before the second instruction from here."""
+        self.fabric.single_instruction()
+        self.set_alarm("instruction", self.fabric.ticks + 1, action)
+
+    def _set_deadline(self) -> None:
+        self._next_alarm = min((ticks for ticks, _ in self._alarms.values()), default=NEVER)
+        self.fabric.deadline = min(self._next_alarm, self._guest_deadline)
+
+    def on_deadline(self) -> None:
+        """Call the alarms that are due."""
         now = self.fabric.ticks
+        if self._guest_deadline <= now:
+            self._guest_deadline = NEVER
+            self.on_guest_deadline()
         due = sorted((ticks, name) for name, (ticks, _) in self._alarms.items() if ticks <= now)
         for _, name in due:
             _, action = self._alarms.pop(name)
@@ -189,28 +202,33 @@ class Machine:
     def raise_interrupt(self, vector: int) -> None:
         """An external interrupt: taken as soon as RFLAGS.IF, or the guest's controls, allow. Several queue up."""
         self._interrupts.append(vector)
-        self.fabric.request(L.REQUEST_HARD)
+        self.update_lines()
 
     def raise_nmi(self) -> None:
         """A non-maskable interrupt; a second one before the first is taken is lost."""
         self.nmi_pending = True
-        self.fabric.request(L.REQUEST_NMI)
+        self.update_lines()
 
     @property
     def interrupt_pending(self) -> bool:
+        """Whether an external interrupt is waiting."""
         return bool(self._interrupts)
+
+    def update_lines(self) -> None:
+        """Tell the engine which events are waiting."""
+        self.fabric.set_requests((L.REQUEST_HARD if self._interrupts else 0)
+                                 | (L.REQUEST_NMI if self.nmi_pending else 0))
 
     def take_interrupt(self) -> int:
         """Acknowledge the interrupt that waited longest: its vector."""
         vector = self._interrupts.pop(0)
-        if not self._interrupts:
-            self.fabric.withdraw(L.REQUEST_HARD)
+        self.update_lines()
         return vector
 
     def take_nmi(self) -> None:
         """Acknowledge the NMI."""
         self.nmi_pending = False
-        self.fabric.withdraw(L.REQUEST_NMI)
+        self.update_lines()
 
     # -- devices ---------------------------------------------------------------------------------------------------
 

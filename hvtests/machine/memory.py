@@ -12,6 +12,8 @@ class PhysicalMemory(Protocol):
 
     def read(self, address: int, size: int) -> bytes: ...
 
+    def fetch(self, address: int, size: int) -> bytes: ...
+
     def write(self, address: int, data: bytes) -> None: ...
 
     def u32(self, address: int) -> int: ...
@@ -42,6 +44,10 @@ class Memory:
             return bytes(self._ram[address:address + size])
         inside = bytes(self._ram[address:self.size]) if address < self.size else b""
         return inside + b"\xff" * (size - len(inside))
+
+    def fetch(self, address: int, size: int) -> bytes:
+        """Code bytes: the same as `read`."""
+        return self.read(address, size)
 
     def write(self, address: int, data: bytes) -> None:
         """Store `data` at physical `address`."""

@@ -81,6 +81,12 @@ class MsrFile:
         self.store(address, new)
         return True
 
+    def accepts(self, address: int, value: int) -> bool:
+        """Whether WRMSR of `value` would be accepted now."""
+        current = self.read(address)
+        return current is not None and self._model.write_msr(
+            address, current, value, paging=bool(self._cpu.cr0 & CR0_PG)) is not None
+
     def store(self, address: int, value: int) -> None:
         """Set an MSR that exists, without judging the value: loads at VM entry and VM exit."""
         writer = self._writers.get(address)

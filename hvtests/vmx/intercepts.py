@@ -1,0 +1,236 @@
+"""Which event of a running guest becomes which VM exit: SDM 3C 26.1 [25.1] (instructions), 28.2.1 (qualifications)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from hvtests.machine import layout as L
+from hvtests.machine.decode import Instruction
+from hvtests.machine.delivery import GP, Fault
+from hvtests.machine.fabric import ALWAYS
+from hvtests.machine.paging import PageFault
+from hvtests.machine.syscalls import syscall, sysenter
+from hvtests.vmx import bits as c
+from hvtests.vmx.accesses import Accesses
+from hvtests.vmx.ept import EXECUTE, READ, WRITE, EptExit
+from hvtests.vmx.operands import REASON, classify, displacement, instruction_information
+from hvtests.vmx.prepared import Controls
+
+if TYPE_CHECKING:
+    from hvtests.vmx.model import Vmx
+
+UD = 6
+CPUID, GETSEC, HLT, INVD, INVLPG, RDPMC, RDTSC = 10, 11, 12, 13, 14, 15, 16
+MWAIT, MONITOR, PAUSE, GDTR_IDTR, LDTR_TR, RDTSCP, PREEMPTION_TIMER, WBINVD, XSETBV = 36, 39, 40, 46, 47, 51, 52, 54, 55
+CR4_VMXE, CR4_SMXE = 1 << 13, 1 << 14
+_XSETBV = b"\x0f\x01\xd1"
+_NO_REGISTER_2 = frozenset(("VMCLEAR", "VMPTRLD", "VMPTRST", "VMXON"))
+_OPERANDLESS = frozenset(("VMCALL", "VMLAUNCH", "VMRESUME", "VMXOFF"))
+_TABLES = L.intercept_bits(L.CODE_IDTR_READ, L.CODE_GDTR_READ, L.CODE_LDTR_READ, L.CODE_TR_READ, L.CODE_IDTR_WRITE,
+                           L.CODE_GDTR_WRITE, L.CODE_LDTR_WRITE, L.CODE_TR_WRITE)
+# CR and DR intercepts, 16 bits each: CR read, CR write, DR read, DR write
+_CR_DR_ALWAYS = 1 << 8 | (1 | 1 << 4 | 1 << 8) << 16 | 0xFF << 32 | 0xFF << 48
+
+
+class Intercepts:
+    """Handlers by event code while a guest runs."""
+
+    def __init__(self, vmx: Vmx) -> None:
+        self.vmx, self.machine = vmx, vmx.machine
+        self.fabric, self.cpu, self.do = vmx.machine.fabric, vmx.machine.cpu, vmx.machine.instructions
+        self.accesses = Accesses(vmx)
+        events, access = vmx.events, self.accesses
+        self.handlers: dict[int, Callable[[], None]] = {
+            L.CODE_CPUID: self.cpuid,
+            L.CODE_DEADLINE: vmx.machine.on_deadline,
+            L.CODE_INTERRUPT: events.interrupt,
+            L.CODE_NMI: events.nmi,
+            L.CODE_INTERRUPT_WINDOW: events.interrupt_window,
+            L.CODE_IRET: events.iret,
+            L.CODE_SHUTDOWN: events.triple_fault,
+            L.CODE_NESTED_FAULT: self.nested_fault,
+            L.CODE_RESTRICTED: self.restricted_page,
+        }
+        for code, action in {
+            L.CODE_MSR: access.msr, L.CODE_IN: access.port, L.CODE_OUT: access.port, L.CODE_HLT: self.hlt,
+            L.CODE_RDTSC: self.rdtsc, L.CODE_RDPMC: self.rdpmc, L.CODE_INVD: self.invalidate_caches,
+            L.CODE_WBINVD: self.invalidate_caches, L.CODE_INVLPG: self.invlpg, L.CODE_PAUSE: self.pause,
+            L.CODE_MONITOR: lambda: self.optional(c.MONITOR_EXITING, MONITOR),
+            L.CODE_MWAIT: lambda: self.optional(c.MWAIT_EXITING, MWAIT),
+            L.CODE_RSM: self.do.undefined, L.CODE_SOFTWARE_INTERRUPT: events.software_interrupt,
+            L.CODE_ICEBP: events.software_interrupt,
+            L.CODE_SYSCALL: lambda: syscall(self.cpu), L.CODE_SYSENTER: lambda: sysenter(self.cpu),
+            **{L.CODE_CR_READ + number: access.read_cr for number in (0, 3, 4, 8)},
+            **{L.CODE_CR_WRITE + number: access.write_cr for number in (0, 3, 4, 8)},
+            **{L.CODE_DR_READ + number: access.read_dr for number in range(8)},
+            **{L.CODE_DR_WRITE + number: access.write_dr for number in range(8)},
+            **dict.fromkeys(range(L.CODE_IDTR_READ, L.CODE_TR_WRITE + 1), self.descriptor_table),
+        }.items():
+            self.handlers[code] = lambda action=action: self.attempt(action)  # type: ignore[misc]
+        for vector in range(32):
+            self.handlers[L.CODE_EXCEPTION + vector] = lambda vector=vector: events.raised(vector)  # type: ignore[misc]
+        self.handlers[L.CODE_EXCEPTION + UD] = self.undefined
+        self.handlers[L.CODE_EXCEPTION + GP] = self.general_protection
+
+    def enable(self, controls: Controls) -> None:
+        """Set the intercepts that these controls need."""
+        q = self.fabric.q
+        words = ALWAYS
+        if controls.proc & c.PAUSE_EXITING:
+            words |= L.intercept_bits(L.CODE_PAUSE)
+        if controls.proc2 & c.DESCRIPTOR_TABLE_EXITING:
+            words |= _TABLES
+        q[L.Q_INTERCEPT] = words
+        masks = _CR_DR_ALWAYS
+        if controls.cr0_mask:
+            masks |= 1
+        if controls.cr4_mask:
+            masks |= 1 << 4
+        if controls.proc & c.CR3_STORE_EXITING:
+            masks |= 1 << 3
+        if controls.proc & c.CR3_LOAD_EXITING:
+            masks |= 1 << 3 + 16
+        q[L.Q_INTERCEPT_CR_DR] = masks
+
+    def intercept_iret(self, wanted: bool) -> None:
+        """Stop before the guest's next IRET, or no longer."""
+        bit = L.intercept_bits(L.CODE_IRET)
+        q = self.fabric.q
+        q[L.Q_INTERCEPT] = q[L.Q_INTERCEPT] & ~bit | (bit if wanted else 0)
+
+    def attempt(self, action: Callable[[], None]) -> None:
+        """Do an instruction; what it raises is delivered, or exits."""
+        try:
+            action()
+        except (Fault, PageFault) as fault:
+            self.vmx.events.fault(fault)
+        except EptExit as failure:
+            self.vmx.exit.ept(failure)
+
+    # -- EPT -------------------------------------------------------------------------------------------------------
+
+    def nested_fault(self) -> None:
+        """The engine lacks the translation of a guest-physical page, or EPT forbids the access."""
+        shadow, fabric = self.vmx.shadow, self.fabric
+        assert shadow is not None
+        address, error_code = fabric.fault_address, fabric.i[L.I_ERROR_CODE]
+        access = EXECUTE if error_code & 16 else WRITE if error_code & 2 else READ
+        try:
+            self.vmx.ept.fill(shadow, address, access)
+        except EptExit:
+            if error_code & 16 and self.machine.retry_split_fetch(16, fabric.fault_linear):
+                return
+            self.vmx.exit.ept(self.vmx.ept.explain(shadow, address))
+
+    def restricted_page(self) -> None:
+        """A fetch from a page that may not be executed, or a read from one that may only be executed."""
+        shadow = self.vmx.shadow
+        assert shadow is not None
+        if self.fabric.fault_access == 2 and self.machine.retry_split_fetch(16, self.fabric.fault_linear):
+            return
+        self.vmx.exit.ept(self.vmx.ept.explain(shadow, self.fabric.fault_linear))
+
+    # -- instructions ----------------------------------------------------------------------------------------------
+
+    def cpuid(self) -> None:
+        self.vmx.exit.instruction(CPUID, self.do.current().length)
+
+    def optional(self, control: int, reason: int) -> None:
+        """An instruction that exits if a processor-based control says so, and else does nothing here."""
+        if self.vmx.controls.proc & control:
+            self.vmx.exit.instruction(reason, self.do.current().length)
+        else:
+            self.do.skip()
+
+    def hlt(self) -> None:
+        length = self.do.current().length
+        if self.vmx.controls.proc & c.HLT_EXITING:
+            self.vmx.exit.instruction(HLT, length)
+        else:
+            self.vmx.events.halted(length)
+
+    def pause(self) -> None:
+        self.vmx.exit.instruction(PAUSE, self.do.current().length)
+
+    def rdtsc(self) -> None:
+        found, controls = self.do.current(), self.vmx.controls
+        if found.opcode == 0x0F01 and not controls.proc2 & c.ENABLE_RDTSCP:
+            raise Fault(UD)
+        if controls.proc & c.RDTSC_EXITING:
+            self.vmx.exit.instruction(RDTSCP if found.opcode == 0x0F01 else RDTSC, found.length)
+        else:
+            self.do.rdtsc(controls.tsc_offset)
+
+    def rdpmc(self) -> None:
+        if self.vmx.controls.proc & c.RDPMC_EXITING:
+            self.vmx.exit.instruction(RDPMC, self.do.current().length)
+        else:
+            self.do.rdpmc()
+
+    def invalidate_caches(self) -> None:
+        """INVD always exits, WBINVD by control."""
+        found = self.do.current()
+        if found.opcode == 0x0F08:
+            self.vmx.exit.instruction(INVD, found.length)
+        elif self.vmx.controls.proc2 & c.WBINVD_EXITING:
+            self.vmx.exit.instruction(WBINVD, found.length)
+        else:
+            self.do.skip()
+
+    def invlpg(self) -> None:
+        found = self.do.current()
+        if not self.vmx.controls.proc & c.INVLPG_EXITING:
+            return self.do.invlpg()
+        assert found.memory is not None
+        linear = self.cpu.linear_address(found.memory.segment, self.cpu.effective_offset(found.memory, found.length))
+        self.vmx.exit.instruction(INVLPG, found.length, linear)
+
+    def descriptor_table(self) -> None:
+        """LGDT, LIDT, SGDT, SIDT (46), LLDT, LTR, SLDT, STR (47) with descriptor-table exiting."""
+        found = self.do.current()
+        if found.opcode == 0x0F01:
+            information = instruction_information(found, 0) | (found.reg & 3) << 28
+            if self.cpu.code_bits == 64 or found.operand_size == 32:
+                information |= 1 << 11
+            reason = GDTR_IDTR
+        else:
+            information = instruction_information(found, 0) | (found.reg & 3) << 28
+            reason = LDTR_TR
+        self.vmx.exit.instruction(reason, found.length, displacement(self.cpu, found), information)
+
+    # -- what the engine does not know -----------------------------------------------------------------------------
+
+    def undefined(self) -> None:
+        """#UD: VMX instructions and GETSEC exit; the rest is the guest's exception."""
+        found = self.cpu.instruction()
+        if found is None or not self._exits_as_undefined(found):
+            self.vmx.events.raised(UD)
+
+    def _exits_as_undefined(self, found: Instruction) -> bool:
+        name = classify(found)
+        if found.opcode == 0x0F37 and self.cpu.cr4 & CR4_SMXE:
+            self.vmx.exit.instruction(GETSEC, found.length)
+            return True
+        if name is None or name == "INVPCID" or (name in ("INVEPT", "INVVPID") and not self._offers(name)):
+            return False
+        if name != "VMCALL" and self.vmx.instructions.undefined_in_mode():
+            return False
+        if name in _OPERANDLESS:
+            self.vmx.exit.instruction(REASON[name], found.length)
+            return True
+        information = instruction_information(found, 0 if name in _NO_REGISTER_2 else None)
+        if name in ("VMREAD", "VMWRITE") and found.memory is None:
+            information &= ~(7 << 7)
+        self.vmx.exit.instruction(REASON[name], found.length, displacement(self.cpu, found), information)
+        return True
+
+    def _offers(self, name: str) -> bool:
+        return bool(self.vmx.model.ept_vpid >> (20 if name == "INVEPT" else 32) & 1)
+
+    def general_protection(self) -> None:
+        """#GP: XSETBV at CPL 0 exits before its operands are looked at; the rest is the guest's exception."""
+        if self.cpu.code()[:3] == _XSETBV and self.cpu.cpl == 0:
+            self.vmx.exit.instruction(XSETBV, 3)
+        else:
+            self.vmx.events.raised(GP)

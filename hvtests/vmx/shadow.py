@@ -1,0 +1,130 @@
+"""EPT in the engine: its nested page tables as a shadow of the guest's EPT, filled page by page when first touched."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hvtests.machine import layout as L
+from hvtests.machine.paging import walk
+from hvtests.machine.stop import unmodelled
+from hvtests.vmx.ept import EXECUTE, READ, WRITE, Ept, EptExit, GuestMemory, Translation
+
+if TYPE_CHECKING:
+    from hvtests.vmx.model import Vmx
+
+_PRESENT_USER_ACCESSED_DIRTY = 0x65     # what the engine would set itself
+_RW, _LARGE = 2, 1 << 7
+_PAGES_FROM = L.NESTED_ROOT_AT
+_ADDRESS = 0x000F_FFFF_FFFF_F000
+ACCESS_LOAD, ACCESS_STORE, ACCESS_FETCH = 0, 1, 2
+
+
+class Shadow:
+    """The nested page tables that stand for one EPTP."""
+
+    def __init__(self, ept: Ept, memory: GuestMemory, root: int) -> None:
+        self.ept, self.memory, self.root = ept, memory, root
+        self.executable: set[tuple[int, int]] = set()      # (page size, host page) filled with execute permission
+        self.marked: list[tuple[int, int, int]] = []       # (first page, count, rights) in the engine's bitmaps
+
+
+class ShadowTables:
+    """Every EPTP's nested page tables, in the engine's scratch memory."""
+
+    def __init__(self, vmx: Vmx) -> None:
+        self._vmx, self._machine = vmx, vmx.machine
+        self._fabric = vmx.machine.fabric
+        self._shadows: dict[int, Shadow] = {}
+        self._next = _PAGES_FROM
+
+    def invalidate(self, pointer: int | None) -> None:
+        """INVEPT: forget what was derived from one EPTP (None: from all)."""
+        if pointer is None or pointer in self._shadows:
+            # Pages are not reused singly: dropping all is as correct, and INVEPT is rare.
+            self._shadows.clear()
+            self._next = _PAGES_FROM
+
+    def use(self, pointer: int) -> Shadow:
+        """Make the engine translate through the EPT that `pointer` (an EPTP) names."""
+        shadow = self._shadows.get(pointer)
+        if shadow is None:
+            ept = Ept(self._machine.memory, self._vmx.model, pointer)
+            shadow = Shadow(ept, GuestMemory(self._machine.memory, ept), self._page())
+            self._shadows[pointer] = shadow
+        q = self._fabric.q
+        q[L.Q_NESTED_CR3] = L.SCRATCH + shadow.root
+        self._fabric.restrict_pages(shadow.marked)
+        return shadow
+
+    def _page(self) -> int:
+        if self._next >= L.SCRATCH_SIZE:
+            raise _Full
+        page = self._next
+        self._next += 0x1000
+        self._fabric.scratch[page:page + 0x1000] = bytes(0x1000)
+        return page
+
+    def fill(self, shadow: Shadow, address: int, access: int) -> None:
+        """Let the engine make an access that it lacked the translation for. Raises EptExit if EPT forbids it."""
+        found = shadow.ept.walk(address, access)
+        writable = found.rights & WRITE and (not shadow.ept.flags_used or found.entry & 1 << 9)
+        try:
+            self._set(shadow, address, found, bool(writable))
+        except _Full:
+            self.invalidate(None)
+            self._vmx.shadow = self.use(shadow.ept.pointer)
+            self._fabric.flush()
+            self._set(self._vmx.shadow, address, found, bool(writable))
+
+    def _set(self, shadow: Shadow, address: int, found: Translation, writable: bool) -> None:
+        words = self._fabric.scratch_q
+        large = found.size > 0x1000
+        page = 1 << 21 if large else 0x1000
+        target = found.base | address & (found.size - 1) & -page
+        if target >= self._machine.memory.size:
+            raise unmodelled(f"EPT maps guest-physical {address:#x} to {target:#x}, where the machine has no memory")
+        table = shadow.root
+        for shift in (39, 30) if large else (39, 30, 21):
+            at = (table >> 3) + (address >> shift & 511)
+            entry = words[at]
+            if not entry & 1 or entry & _LARGE:
+                entry = words[at] = L.SCRATCH + self._page() | _PRESENT_USER_ACCESSED_DIRTY | _RW
+            table = (entry & _ADDRESS) - L.SCRATCH
+        words[(table >> 3) + (address >> (21 if large else 12) & 511)] = (
+            target | _PRESENT_USER_ACCESSED_DIRTY | (_RW if writable else 0) | (_LARGE if large else 0))
+        self._restrict(shadow, target, page, found.rights)
+
+    def _restrict(self, shadow: Shadow, target: int, page: int, rights: int) -> None:
+        """Pages that may not be fetched from, or only fetched from, are known to the engine's TLB fill by host page."""
+        if rights & (READ | EXECUTE) == READ | EXECUTE:
+            shadow.executable.add((page, target))
+            if any(target < first + count << 12 and first << 12 < target + page for first, count, _ in shadow.marked):
+                raise unmodelled(f"EPT maps host page {target:#x} twice, with and without execute permission")
+            return
+        if any(base < target + page and target < base + size for size, base in shadow.executable):
+            raise unmodelled(f"EPT maps host page {target:#x} twice, with and without execute permission")
+        mark = target >> 12, page >> 12, rights
+        if mark not in shadow.marked:
+            shadow.marked.append(mark)
+            self._fabric.restrict_pages(shadow.marked)
+
+    def explain(self, shadow: Shadow, address: int) -> EptExit:
+        """The EPT violation or misconfiguration of the access that the engine just tried, as the manual describes it.
+
+        The engine treats every access to a guest paging structure as a write; the walk is made again as it should be.
+        """
+        fabric, cpu = self._fabric, self._machine.cpu
+        access = fabric.fault_access
+        cpu.linear = fabric.fault_linear
+        try:
+            physical = walk(cpu.regime(), shadow.memory, cpu.linear, write=access == ACCESS_STORE,
+                            fetch=access == ACCESS_FETCH, user=cpu.cpl == 3)
+            shadow.ept.walk(physical, (READ, WRITE, EXECUTE)[access])
+        except EptExit as failure:
+            return failure
+        raise unmodelled(f"guest page tables at guest-physical {address:#x} in memory that EPT makes read-only, "
+                         "without accessed and dirty flags for EPT")
+
+
+class _Full(Exception):
+    """No scratch page is left."""

@@ -1,0 +1,138 @@
+"""One VMCS: its fields, its launch state, and the region of memory that it comes from and goes back to.
+
+Field data lives in one buffer whose first part mirrors the engine's register block (:mod:`hvtests.machine.layout`),
+so that most of the guest-state area is loaded and saved by copying; the other fields are 64-bit words behind it.
+Access rights are kept twice: as software wrote them, and in the engine's form.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from generator.arch import vmcs as arch
+from generator.arch.vmcs import Field, FieldType, FieldWidth
+from hvtests.machine import layout as L
+from hvtests.machine.cpu import access_from_flags, flags_from_access
+from hvtests.machine.memory import Memory
+
+if TYPE_CHECKING:
+    from hvtests.vmx.prepared import Controls, HostState
+
+SIZE: Final = 4096
+REVISION_AT, ABORT_AT, DATA_AT = 0, 4, 8
+_WORDS_AT = (L.STATE_END + 7) // 8
+SEGMENTS: Final = ("ES", "CS", "SS", "DS", "FS", "GS", "LDTR", "TR")
+
+
+def _mirrored() -> dict[str, tuple[int, int]]:
+    """Field name -> (index of the 64-bit word, 0) or (index of the 32-bit word, 1) in the mirror."""
+    places = {
+        "GUEST_RSP": (L.Q_RSP, 0), "GUEST_RIP": (L.Q_RIP, 0), "GUEST_RFLAGS": (L.Q_RFLAGS, 0),
+        "GUEST_CR0": (L.Q_CR, 0), "GUEST_CR3": (L.Q_CR + 3, 0), "GUEST_CR4": (L.Q_CR + 4, 0),
+        "GUEST_IA32_EFER": (L.Q_EFER, 0),
+    }
+    for number, name in enumerate((*SEGMENTS, "GDTR", "IDTR")):
+        places[f"GUEST_{name}_BASE"] = L.q_base(number), 0
+        places[f"GUEST_{name}_LIMIT"] = L.i_limit(number), 1
+        if number < 8:
+            places[f"GUEST_{name}_SELECTOR"] = L.i_selector(number), 1
+    return places
+
+
+_MIRRORED = _mirrored()
+_OWN = [field for field in arch.FIELDS if field.name not in _MIRRORED]
+# Field name -> (index, 1 if in the view of 32-bit words). Fields of their own are 64-bit words.
+PLACES: Final[dict[str, tuple[int, int]]] = {
+    **_MIRRORED, **{field.name: (_WORDS_AT + number, 0) for number, field in enumerate(_OWN)}}
+WORD: Final[dict[str, int]] = {name: index for name, (index, narrow) in PLACES.items() if not narrow}
+_DATA_SIZE = 8 * (_WORDS_AT + len(_OWN))
+assert DATA_AT + _DATA_SIZE <= SIZE, "a VMCS outgrows its region"
+
+_MASKS = {FieldWidth.W16: 0xFFFF, FieldWidth.W32: 0xFFFF_FFFF, FieldWidth.W64: ~0, FieldWidth.NATURAL: ~0}
+MASK64 = (1 << 64) - 1
+ACCESS_RIGHTS: Final = tuple(f"GUEST_{name}_AR_BYTES" for name in SEGMENTS)
+_ACCESS_RIGHTS_SET = frozenset(ACCESS_RIGHTS)
+_ACCESS_WORDS = tuple((WORD[name], L.i_flags(number)) for number, name in enumerate(ACCESS_RIGHTS))
+
+
+class Vmcs:
+    """The VMCS whose region is at physical `address`.
+
+    `dirty` holds the names of the fields that VMWRITE changed since the last VM entry that passed its checks, or None
+    while no entry has. `q`, `i`, `b` are views of the field data. `rights_stale`: the words of the access rights have
+    to be made from the mirror first. `controls` and `host` are set by the first VM entry.
+    """
+
+    __slots__ = ("address", "b", "controls", "dirty", "host", "i", "launched", "q", "rights_stale")
+    controls: Controls
+    host: HostState
+
+    def __init__(self, address: int, data: bytes = b"") -> None:
+        self.address = address
+        self.launched = False
+        self.dirty: set[str] | None = None
+        self.rights_stale = False
+        self.b = memoryview(bytearray(_DATA_SIZE))
+        self.q, self.i = self.b.cast("Q"), self.b.cast("I")
+        self.b[:len(data)] = data[:_DATA_SIZE]
+
+    @classmethod
+    def load(cls, memory: Memory, address: int) -> Vmcs:
+        """The VMCS that a region of memory holds: zeros in a fresh one, what VMCLEAR left there otherwise."""
+        vmcs = cls(address, memory.read(address + DATA_AT, _DATA_SIZE))
+        return vmcs
+
+    def store(self, memory: Memory) -> None:
+        """Write the field data back to the region, as VMCLEAR does."""
+        self._freshen()
+        memory.write(self.address + DATA_AT, self.b.tobytes())
+
+    # -- fields ----------------------------------------------------------------------------------------------------
+
+    def read(self, name: str) -> int:
+        """A field's value by name, full width."""
+        if self.rights_stale and name in _ACCESS_RIGHTS_SET:
+            self._freshen()
+        index, narrow = PLACES[name]
+        return self.i[index] if narrow else self.q[index]
+
+    def set(self, name: str, value: int) -> None:
+        """Store a field from inside the CPU: not a VMWRITE, so it does not become dirty."""
+        field = arch.BY_NAME[name]
+        value &= _MASKS[field.width] & MASK64
+        index, narrow = PLACES[name]
+        if narrow:
+            self.i[index] = value
+            return
+        if name in _ACCESS_RIGHTS_SET:
+            self._freshen()
+            self.i[L.i_flags(ACCESS_RIGHTS.index(name))] = flags_from_access(value)
+        self.q[index] = value
+
+    def vmread(self, encoding: int) -> int | None:
+        """VMREAD: the value, or None if the encoding names no field."""
+        found = arch.decode(encoding)
+        if found is None:
+            return None
+        field, high = found
+        value = self.read(field.name)
+        return value >> 32 if high else value
+
+    def vmwrite(self, field: Field, high: bool, value: int) -> None:
+        """VMWRITE to a field that :func:`generator.arch.vmcs.decode` found."""
+        if field.width is FieldWidth.W64 and high:
+            value = self.read(field.name) & 0xFFFF_FFFF | (value & 0xFFFF_FFFF) << 32
+        self.set(field.name, value)
+        if self.dirty is not None:
+            self.dirty.add(field.name)
+
+    def _freshen(self) -> None:
+        if self.rights_stale:
+            self.rights_stale = False
+            for word, flags in _ACCESS_WORDS:
+                self.q[word] = access_from_flags(self.i[flags])
+
+
+def is_read_only(field: Field) -> bool:
+    """Whether the field is VM-exit information."""
+    return field.type is FieldType.READ_ONLY
