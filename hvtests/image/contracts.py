@@ -30,8 +30,8 @@ REGISTERS = (
 )
 _IDS = {name: getattr(x86, f"UC_X86_REG_{name.upper()}") for name in (*REGISTERS, "rsp", "rflags")}
 _PARTS = {"al": "rax", "bl": "rbx", "cl": "rcx", "dl": "rdx"}
-_MAP = 0x0010_0000
-_SIZE = 0x0070_0000
+STAND_IN_START = 0x0010_0000   # memory of the stand-in: the hypervisor and the first VMs
+STAND_IN_SIZE = 0x0070_0000
 _RETURN = 0x0050_0000       # in memory that holds a VM: nothing of the hypervisor's is there
 _STACK = 0x0051_0000
 _STATUS_FLAGS = 0x8D5
@@ -59,7 +59,7 @@ def call(core: Core, proc: Proc, inputs: dict[str, int], seed: int) -> Change:
     """Call ``proc`` with ``inputs`` in its registers and random values in all others."""
     chance = random.Random(seed)
     uc = Uc(UC_ARCH_X86, UC_MODE_64)
-    uc.mem_map(_MAP, _SIZE)
+    uc.mem_map(STAND_IN_START, STAND_IN_SIZE)
     for address, data in core.segments:
         uc.mem_write(address, data)
     # What the image does at its start: the first vCPU gets its initial values.
@@ -84,7 +84,7 @@ def call(core: Core, proc: Proc, inputs: dict[str, int], seed: int) -> Change:
     uc.hook_add(UC_HOOK_MEM_WRITE, wrote)
     uc.hook_add(UC_HOOK_INSN, lambda *_: _IDLE_LSR, None, 1, 0, x86.UC_X86_INS_IN)
     uc.hook_add(UC_HOOK_INSN, lambda *_: None, None, 1, 0, x86.UC_X86_INS_OUT)
-    uc.hook_add(UC_HOOK_INSN_INVALID, _Vmx(chance.getrandbits(32)).instruction)
+    uc.hook_add(UC_HOOK_INSN_INVALID, VmxStandIn({}, chance.getrandbits(32)).instruction)
     try:
         uc.emu_start(core.symbols[proc.name], _RETURN, count=_LIMIT)
     except UcError as error:
@@ -96,12 +96,16 @@ def call(core: Core, proc: Proc, inputs: dict[str, int], seed: int) -> Change:
     return change
 
 
-class _Vmx:
-    """Stands in for VMX instructions: they succeed (CF = ZF = 0) and do no more."""
+class VmxStandIn:
+    """Stands in for VMX instructions: they succeed (CF = ZF = 0) and do no more; VMRESUME ends the run.
 
-    def __init__(self, seed: int) -> None:
+    ``fields``: encoding -> value; a field that is not there reads as a number made from ``seed``.
+    """
+
+    def __init__(self, fields: dict[int, int], seed: int = 0) -> None:
         self._seed = seed
-        self._written: dict[int, int] = {}
+        self._written = dict(fields)
+        self.resumed = False
         self._decoder = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
         self._decoder.detail = True
 
@@ -117,6 +121,9 @@ class _Vmx:
             uc.reg_write(_IDS[operands[0]], value)
         elif decoded.mnemonic == "vmwrite":
             self._written[uc.reg_read(_IDS[operands[0]])] = uc.reg_read(_IDS[operands[1]])
+        elif decoded.mnemonic == "vmresume":
+            self.resumed = True
+            uc.emu_stop()
         elif decoded.mnemonic not in ("vmptrld", "vmclear", "invept", "invvpid"):
             return False
         uc.reg_write(_IDS["rflags"], uc.reg_read(_IDS["rflags"]) & ~_STATUS_FLAGS)
