@@ -84,7 +84,7 @@ def loader(
     end = table_offset + MEDIA_TABLE.size + MEDIA_ROW.size * len(placed)
     size = loader_size(boot, table_offset, len(placed))
     if size > LOADER_LIMIT:
-        raise LayoutError(f"the loader and its table of {len(placed)} rows take {end} bytes of {LOADER_LIMIT}")
+        raise LayoutError(f"the loader and its table of {len(placed)} rows take {size} bytes of {LOADER_LIMIT}")
     image = bytearray(boot.ljust(size, b"\0"))
     rows = b"".join(
         MEDIA_ROW.pack(
