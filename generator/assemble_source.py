@@ -130,8 +130,8 @@ def _statement(line: Line, labels: list[str], text: str, constants: Mapping[str,
         return Statement(line, labels, Kind.EMPTY, text)
     if text[0] != ".":
         return Statement(line, labels, Kind.INSTRUCTION, text)
-    head, _, rest = text.partition(" ") if " " in text else text.partition("\t")
-    rest = rest.strip()
+    head, *others = text.split(None, 1)
+    rest = others[0] if others else ""
     where = f"{line.file}:{line.line}"
     try:
         if head in DATA_SIZES:

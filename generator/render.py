@@ -94,6 +94,7 @@ class Renderer:
             lstrip_blocks=True,
             keep_trailing_newline=True,  # or an included file's last line would run into the line behind the include
             autoescape=False,
+            optimized=False,  # a template is compiled for one rendering: folding constants costs more than it saves
         )
         self._env.globals.update(HELPERS)
         self._env.globals["proc"] = _proc
@@ -110,6 +111,8 @@ class Renderer:
             raise TemplateError(f"there is no template {error.name!r} in the template directories", where) from None
         except jinja2.UndefinedError as error:
             raise TemplateError(error.message or "undefined name", self._place(error) or name) from None
+        except UnicodeDecodeError as error:
+            raise TemplateError(f"a template is not UTF-8: {error.reason}", self._place(error) or name) from None
         except Exception as error:
             where = self._place(error)
             if where is None:

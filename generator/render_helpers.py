@@ -69,6 +69,8 @@ def push16(value: int) -> str:
 
 def _gs(opcode: int, register: str, displacement: int) -> str:
     # ModRM r/m=100 with SIB base=101, index=100 is [disp32] without RIP (SDM 2A 2.2.1.6).
+    if register not in GPR64:
+        raise ValueError(f"{register!r} is not a 64-bit general register")
     number = GPR64.index(register)
     code = bytes((0x65, 0x48 | number >> 3 << 2, opcode, (number & 7) << 3 | 4, 0x25))
     return bytes_(code + displacement.to_bytes(4, "little", signed=displacement < 0))

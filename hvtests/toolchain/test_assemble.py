@@ -48,6 +48,7 @@ def error(text: str, bits: int = 64, **outside: int) -> str:
     ('.asciz "ä"',                           "ä".encode() + b"\0"),
     (".zero 2 * 3",                          bytes(6)),
     (".space 3, 0xcc",                       b"\xcc" * 3),
+    (".byte\t1, 2",                           b"\x01\x02"),
     (".zero 0",                              b""),
     ("a: .byte 1\n.balign 4\n.byte 2",       b"\x01\x90\x90\x90\x02"),
     ("\n; nothing\n   ; at all\n",           b""),
@@ -178,7 +179,9 @@ def test_errors_name_the_line(text: str, message: str) -> None:
 
 
 def test_out_of_reach_is_said_in_words() -> None:
-    assert "the target is out of this form's reach" in error("jrcxz there\n.zero 300\nthere:")
+    found = error("nop\njrcxz there\n.zero 300\nthere:")
+    assert found.startswith("file.asm.j2:2: ") and "the target is out of this form's reach" in found
+    assert "the target is out of this form's reach" in error("jmp outside", outside=1 << 40)
 
 
 def test_a_rip_relative_target_beyond_two_gib() -> None:
