@@ -19,7 +19,7 @@ It comes with the package; nothing has to be configured. A test of a hypervisor 
     def test_only_the_expected_exits_happen(hv_machine):
         machine = hv_machine(IMAGE)
         machine.run()
-        assert [record.reason for record in machine.exits] == [10] + [18] * 6  # CPUID, then VMCALLs
+        assert [record.reason for record in machine.vmx.exits] == [10] + [18] * 6  # CPUID, then VMCALLs
 
 
     def test_without_vmx_it_says_so(hv_machine, hv_cpu):

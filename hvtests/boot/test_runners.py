@@ -1,5 +1,6 @@
 """The harness, Bochs and QEMU behind one interface: every verdict, every format, and nothing left behind."""
 
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -10,7 +11,8 @@ import pytest
 
 from generator.arch.abi import Outcome
 from generator.errors import ImageFileError, UsageError
-from hvtests.boot import images
+from hvtests import CpuModel
+from hvtests.boot import images, tiny_hypervisor
 from hvtests.runners import NAMES, by_name, grub
 from hvtests.runners.__main__ import main
 from hvtests.runners.base import Runner, RunResult, Verdict, judge, outcome_on_serial
@@ -182,6 +184,33 @@ def test_missing_emulator_is_a_verdict_with_the_way_to_install_it(
     assert result.verdict is Verdict.EMULATOR_MISSING
     assert "not installed" in result.detail
     assert "apt-get install" in result.detail
+
+
+def test_missing_engine_is_a_verdict_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr("hvtests.runners.unicorn.version", absent)
+    result = by_name("unicorn").run(write(tmp_path, images.disk(b"x", "")))
+    assert result.verdict is Verdict.EMULATOR_MISSING
+    assert "pip install unicorn==2.1.4" in result.detail
+
+
+def test_the_harness_keeps_records_of_exits_and_the_others_do_not(tmp_path: Path) -> None:
+    result = UnicornRunner(memory_mib=64).run(write(tmp_path, tiny_hypervisor.build()), timeout=LIMIT)
+    assert result.exits is not None
+    assert [record.reason for record in result.exits] == [10] + [18] * 6
+    assert result.injections == []
+    assert len(UnicornRunner(exits_kept=2).run(tmp_path / "image", timeout=LIMIT).exits or ()) == 2
+
+
+@pytest.mark.qemu
+def test_without_vmx_the_other_hypervisor_refuses_too(tmp_path: Path) -> None:
+    image = write(tmp_path, tiny_hypervisor.build())
+    results = [runner.run(image, timeout=LIMIT) for runner in (
+        UnicornRunner(cpu=CpuModel.default().without("VMX")), QemuRunner(accelerator="tcg"))]  # fmt: skip
+    assert [result.code for result in results] == [tiny_hypervisor.NO_VMX] * 2
+    assert [result.exits for result in results][1] is None
 
 
 def test_bochs_without_its_roms_says_which(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from generator.arch.abi import END_LINE, Outcome
 
 if TYPE_CHECKING:
-    from hvtests.vmx.model import ExitRecord
+    from hvtests.vmx.records import ExitRecord, Injection
 
 DEFAULT_TIMEOUT = 60.0  # seconds of real time
 SerialSink = Callable[[bytes], None]
@@ -34,7 +34,8 @@ class RunResult:
     """One run of an image.
 
     ``code`` is the value written to the debug-exit port, where the emulator tells it; ``seconds`` is real time;
-    ``detail`` says in one line how it ended; ``exits`` is the record of VM exits, where the emulator keeps one.
+    ``detail`` says in one line how it ended; ``exits`` and ``injections`` are the records of VM exits and of events
+    injected by VM entries, where the emulator keeps them.
     """
 
     outcome: Outcome | None
@@ -45,6 +46,7 @@ class RunResult:
     seconds: float
     detail: str
     exits: Sequence[ExitRecord] | None = None
+    injections: Sequence[Injection] | None = None
 
     @property
     def text(self) -> str:

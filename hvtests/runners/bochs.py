@@ -55,9 +55,11 @@ DRIVES = {
     ImageFormat.ISO: ("type=cdrom, path=image, status=inserted", "cdrom"),
 }
 
-# Port 0xE9 comes on standard output between the debugger's first prompt and its last.
+# Port 0xE9 comes on standard output behind the debugger's first prompt.
 _PROMPT = re.compile(rb"\A.*?\(0\) \[0x[0-9a-f]+\] f000:fff0 [^\n]*\n", re.DOTALL)
-_LAST_PROMPT = re.compile(rb"\(0\)\.\[\d+\] \[0x[0-9a-f]+\] [^\n]*\n\Z")
+# It also shows the current instruction: at the end, and at a triple fault, even one that is a guest's.
+_SHOWN = rb"\(0\)\.\[\d+\] \[0x[0-9a-f]+\] [^\n]*\n"
+_INSTRUCTION = re.compile(rb"^" + _SHOWN + rb"|" + _SHOWN + rb"\Z", re.MULTILINE)
 _LAST_WORDS = re.compile(rb"Bochs is exiting with the following message:\n\[[^\]]*\] (.*)")
 
 
@@ -124,7 +126,7 @@ def _result(ended: Ended) -> RunResult:
         detail = "the last line was printed, then the CPU went on without an end that Bochs knows"
     else:
         detail = f"Bochs ended by itself with status {ended.status}"
-    debugcon = _LAST_PROMPT.sub(b"", _PROMPT.sub(b"", ended.stdout, count=1))
+    debugcon = _INSTRUCTION.sub(b"", _PROMPT.sub(b"", ended.stdout, count=1))
     return RunResult(outcome, verdict, None, ended.serial, debugcon, ended.seconds, detail)
 
 

@@ -8,7 +8,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from generator.errors import EngineError
 from hvtests.machine.stop import Limits, Stop, StopKind
 from hvtests.runners.base import (
     DEFAULT_TIMEOUT,
@@ -30,12 +29,14 @@ INSTALL = "pip install unicorn==2.1.4"
 class UnicornRunner:
     """Boots a disk, an ISO or a multiboot kernel in the harness.
 
-    ``cpu`` is the modelled CPU, by default one with all that an image of ours wants.
+    ``cpu`` is the modelled CPU, by default one with all that an image of ours wants; ``exits_kept`` how many VM exits
+    (the last ones) the result holds: all of them if None.
     """
 
     name: ClassVar[str] = "unicorn"
     cpu: CpuModel | None = None
     memory_mib: int = 256
+    exits_kept: int | None = None
 
     def missing(self) -> str | None:
         """See :class:`hvtests.runners.base.Runner`."""
@@ -46,17 +47,14 @@ class UnicornRunner:
         return None
 
     def run(self, image: Path, *, timeout: float = DEFAULT_TIMEOUT, on_serial: SerialSink | None = None) -> RunResult:
-        """See :class:`hvtests.runners.base.Runner`. The result has the record of VM exits."""
+        """See :class:`hvtests.runners.base.Runner`. Raises EngineError for an engine of another version or layout."""
         lacking = self.missing()
         if lacking is not None:
             return emulator_missing(lacking)
         from hvtests.vmx.model import VmxMachine
 
         begin = time.monotonic()
-        try:
-            machine = VmxMachine(self.memory_mib << 20, self.cpu, on_serial)
-        except EngineError as error:
-            return emulator_missing(str(error))
+        machine = VmxMachine(self.memory_mib << 20, self.cpu, on_serial, exits_kept=self.exits_kept)
         machine.boot(image)
         stop = machine.run(Limits(seconds=timeout))
         return result_of(machine, stop, time.monotonic() - begin)
@@ -73,5 +71,6 @@ def result_of(machine: VmxMachine, stop: Stop, seconds: float) -> RunResult:
     elif stop.kind is StopKind.DEBUG_EXIT:
         detail = f"debug exit with code {stop.code:#04x}"
     return RunResult(
-        outcome, verdict, stop.code, serial, bytes(machine.debugcon), seconds, detail, machine.exits
+        outcome, verdict, stop.code, serial, bytes(machine.debugcon), seconds, detail,
+        machine.vmx.exits, machine.vmx.injections,
     )  # fmt: skip
