@@ -17,13 +17,16 @@ from hvtests.runners.base import RunResult, Verdict
 from hvtests.runners.unicorn import result_of
 from hvtests.vmx.checks import RULES, Checker, EntryState, Failure
 from hvtests.vmx.diagnose import explain_failure
-from hvtests.vmx.model import ExitRecord, VmxMachine
+from hvtests.vmx.model import VmxMachine
+from hvtests.vmx.records import ExitLog
 
 NOT_VERIFIED = 7   # the run finished as it should, but a check on it failed; Verdict has 0 to 6
 _COUNT = re.compile(re.escape(CONSOLE_PREFIX) + r"vm (?P<vm>\S+): exits (?P<reason>\S+) (?P<count>\d+)")
 _REASON = 0xFFFF
+_KEPT = 64
 
 Counts = dict[tuple[str, str], int]   # by VM and name of the reason
+Recorded = Counter[tuple[int, int]]   # by address of the VMCS and number of the reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +96,19 @@ class Auditor(Checker):
         return failure
 
 
+class CountingLog(ExitLog):
+    """Counts exits by VMCS and basic reason; of the exits themselves it keeps the last few."""
+
+    def __init__(self) -> None:
+        super().__init__(_KEPT)
+        self.counts: Recorded = Counter()
+
+    def add(self, *row: int) -> None:
+        """See :meth:`hvtests.vmx.records.ExitLog.add`."""
+        self.counts[row[0], row[1] & _REASON] += 1
+        super().add(*row)
+
+
 def verify(image: Path, image_map: Mapping[str, Any] | None, timeout: float, memory_mib: int = 256) -> Verification:
     """Boot ``image`` in the harness and check the run.
 
@@ -101,16 +117,16 @@ def verify(image: Path, image_map: Mapping[str, Any] | None, timeout: float, mem
     """
     begin = time.monotonic()
     machine = VmxMachine(memory_mib << 20)
-    auditor = Auditor()
-    machine.vmx.checker = auditor
+    auditor, log = Auditor(), CountingLog()
+    machine.vmx.checker, machine.vmx.exits = auditor, log
     machine.boot(image)
     stop = machine.run(Limits(seconds=timeout))
     result = result_of(machine, stop, time.monotonic() - begin)
     told = counts_told(result.lines)
-    counted = counts_recorded(machine.exits, vm_names(image_map, machine.exits, told))
+    counted = counts_recorded(log.counts, vm_names(image_map, log.counts, told))
     rows = tuple(
         ExitCount(vm, reason, counted.get((vm, reason), 0), told.get((vm, reason), 0))
-        for vm, reason in dict.fromkeys([*counted, *told])
+        for vm, reason in _grouped([*counted, *told])
     )
     checks = (
         _finished(result, stop.kind is StopKind.UNMODELLED),
@@ -118,6 +134,12 @@ def verify(image: Path, image_map: Mapping[str, Any] | None, timeout: float, mem
         _counts(rows),
     )
     return Verification(result, rows, checks)
+
+
+def _grouped(keys: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Each key once, those of a VM together, otherwise in their order."""
+    order = list(dict.fromkeys(vm for vm, _ in keys))
+    return sorted(dict.fromkeys(keys), key=lambda key: order.index(key[0]))
 
 
 def counts_told(lines: Sequence[str]) -> Counts:
@@ -130,30 +152,30 @@ def counts_told(lines: Sequence[str]) -> Counts:
     return told
 
 
-def counts_recorded(records: Sequence[ExitRecord], names: Mapping[int, str]) -> Counts:
+def counts_recorded(recorded: Recorded, names: Mapping[int, str]) -> Counts:
     """What the harness recorded, VMs named by the addresses of their VMCSs."""
     counted: Counts = {}
-    for (vmcs, reason), count in Counter((record.vmcs_pa, record.reason & _REASON) for record in records).items():
+    for (vmcs, reason), count in recorded.items():
         known = exits.BY_NUMBER.get(reason)
         counted[names[vmcs], known.name if known else f"RESERVED_{reason}"] = count
     return counted
 
 
-def vm_names(image_map: Mapping[str, Any] | None, records: Sequence[ExitRecord], told: Counts) -> dict[int, str]:
+def vm_names(image_map: Mapping[str, Any] | None, recorded: Recorded, told: Counts) -> dict[int, str]:
     """Names of VMs by the addresses of their VMCSs: from the map, else by who counted the same exits."""
-    addresses = list(dict.fromkeys(record.vmcs_pa for record in records))
+    unknown = {address: f"VMCS {address:#x}" for address, _ in recorded}
     if image_map is not None:
         starts = {row["name"]: row["start"] for row in image_map["data"]}
-        known = {starts[f"vmcs_{number}"]: vm["name"] for number, vm in enumerate(image_map["vms"])}
-    else:
-        unnamed = {str(address): address for address in addresses}
-        counted = counts_recorded(records, {address: name for name, address in unnamed.items()})
-        known: dict[int, str] = {}
-        for vm in dict.fromkeys(vm for vm, _ in told):
-            alike = [name for name in unnamed if _of(counted, name) == _of(told, vm)] or [*unnamed]
-            if alike:
-                known[unnamed.pop(alike[0])] = vm
-    return {address: known.get(address, f"VMCS {address:#x}") for address in addresses}
+        named = {starts[f"vmcs_{number}"]: vm["name"] for number, vm in enumerate(image_map["vms"])}
+        return unknown | named
+    counted = counts_recorded(recorded, unknown)
+    left, known = list(unknown), dict(unknown)
+    for vm in dict.fromkeys(vm for vm, _ in told):
+        alike = [address for address in left if _of(counted, unknown[address]) == _of(told, vm)] or left
+        if alike:
+            known[alike[0]] = vm
+            left.remove(alike[0])
+    return known
 
 
 def _of(counts: Counts, vm: str) -> dict[str, int]:
