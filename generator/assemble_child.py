@@ -191,15 +191,18 @@ def locate(unit: str, program: Program, outcome: Outcome | None) -> AssemblerErr
             if result.error or not result.code:
                 statement = program.statements[index]
                 reason = result.error or "the assembler gave no code and no error"
-                return AssemblerError(f"{statement.text!r}: {reason}", statement.where)
+                return AssemblerError(f"{statement.text!r}: {_explained(reason)}", statement.where)
         reason = outcome.error if outcome is not None and outcome.error else "the assembler gave too little code"
         if outcome is not None and outcome.error and not outcome.died:
             guilty = _bisect(keystone, program, [index for index in indices if program.needs[index]])
             if guilty is not None:
-                hint = " (the target is out of this form's reach)" if "FIXUP" in reason else ""
-                return AssemblerError(f"{guilty.text!r}: {reason}{hint}", guilty.where)
+                return AssemblerError(f"{guilty.text!r}: {_explained(reason)}", guilty.where)
     first = program.statements[0].where if program.statements else None
     return AssemblerError(f"unit {unit!r}: {reason}; each line alone is accepted", first)
+
+
+def _explained(reason: str) -> str:
+    return f"the target is out of this form's reach: {reason}" if "FIXUP" in reason else reason
 
 
 def _bisect(keystone: Keystone, program: Program, suspects: list[int]) -> Statement | None:

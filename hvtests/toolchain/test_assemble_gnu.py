@@ -19,7 +19,7 @@ from hvtests.toolchain.corpus import OUTSIDE, Corpus
 from hvtests.toolchain.gnu_as import GnuError, as_bytes, compare, decode
 
 BASE = {16: 0x7C00, 32: 0x10_0000, 64: 0x10_0000}
-MINIMAL = Path(__file__).parents[2] / "images" / "minimal.toml"
+IMAGES = sorted((Path(__file__).parents[2] / "images").glob("*.toml"))
 
 # Where the assembler is stricter than GNU as by intention.
 STRICTER = (
@@ -34,8 +34,9 @@ def unit_of(bits: int, *texts: str) -> Unit:
     return Unit("test", bits, BASE[bits], [Line(text, "x.j2", number) for number, text in enumerate(texts, 1)])
 
 
-def test_the_whole_image(tmp_path: Path) -> None:
-    core = build(MINIMAL, formats=()).core
+@pytest.mark.parametrize("path", IMAGES, ids=lambda path: path.stem)
+def test_the_whole_image(path: Path, tmp_path: Path) -> None:
+    core = build(path, formats=()).core
     units = [*core.units, *core.loader, *core.guest_units]
     assert sum(len(unit.rows) for unit in units) > 1000
     loader = {name: value for unit in core.loader for name, value in unit.symbols.items()}
