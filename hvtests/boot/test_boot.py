@@ -7,9 +7,10 @@ import pytest
 
 from generator.errors import ImageFileError
 from hvtests import Limits, Machine, StopKind
-from hvtests.boot import images
+from hvtests.boot import images, tiny_hypervisor
 from hvtests.machine import layout as L
 from hvtests.machine.cpu import Mode
+from hvtests.runners import grub
 
 RAM = 16 << 20
 
@@ -123,3 +124,16 @@ def test_kernel_too_large_for_the_machine_is_refused(tmp_path: Path) -> None:
     header = struct.pack("<III", 0x1BADB002, 0, -0x1BADB002 & 0xFFFFFFFF)
     with pytest.raises(ImageFileError, match="only 16 MiB of RAM"):
         booted(tmp_path, images.elf32([(0x100000, header, RAM)], 0x100000))
+
+
+def test_grub_boots_a_kernel_from_its_rescue_cd(tmp_path: Path) -> None:
+    """Somebody else's loader, a large one, on our BIOS: it finds its CD, its modules and the memory map by itself."""
+    assert grub.missing() is None
+    kernel, cd = tmp_path / "kernel", tmp_path / "cd"
+    kernel.write_bytes(tiny_hypervisor.build())
+    grub.make_rescue_iso(kernel, cd)
+    machine = Machine(ram=64 << 20)
+    machine.boot(cd)
+    stop = machine.run(Limits(seconds=100))
+    assert (stop.kind, stop.code) == (StopKind.DEBUG_EXIT, tiny_hypervisor.DONE)
+    assert machine.serial == b"tiny\n"

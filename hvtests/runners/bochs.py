@@ -28,12 +28,13 @@ from hvtests.runners.process import Ended, supervise
 BIOS = Path("/usr/share/bochs/BIOS-bochs-latest")
 VGA_BIOS = Path("/usr/share/vgabios/vgabios.bin")
 INSTALL = "apt-get install bochs bochsbios vgabios"
+MOST_HOST_MIB = 2048  # Bochs refuses to keep more of the guest's memory in its own
 
 CONFIGURATION = """\
 config_interface: textconfig
 display_library: rfb, options="timeout=0"
 cpu: model={cpu}, count=1, ips=50000000, reset_on_triple_fault=0, ignore_bad_msrs=1
-memory: guest={memory}, host={memory}
+memory: guest={memory}, host={host_memory}
 romimage: file={bios}, options=fastboot
 vgaromimage: file={vga_bios}
 pci: enabled=1, chipset=i440fx
@@ -100,8 +101,9 @@ class BochsRunner:
             drive, boot = DRIVES[kind]
             (directory / "bochsrc").write_text(
                 CONFIGURATION.format(
-                    cpu=self.cpu, memory=self.memory_mib, bios=BIOS, vga_bios=VGA_BIOS, drive=drive, boot=boot
-                )
+                    cpu=self.cpu, memory=self.memory_mib, host_memory=min(self.memory_mib, MOST_HOST_MIB),
+                    bios=BIOS, vga_bios=VGA_BIOS, drive=drive, boot=boot,
+                )  # fmt: skip
             )
             # Debian's Bochs is a debugger build: it stops at a prompt unless a script tells it to continue.
             (directory / "commands").write_text("c\nq\n")
