@@ -97,6 +97,13 @@ def test_symbols_from_outside_in_every_kind_of_operand(bits: int, text: str, tmp
         assert made.code == gnu
 
 
+@pytest.mark.parametrize("base", [0x1000, 0x1001, 0x1008])
+def test_alignment_is_that_of_the_address(base: int) -> None:
+    made = assemble([Unit("test", 64, base, lines("hlt\n.balign 16\nhere: hlt"))])[0]
+    assert made.symbols["here"] % 16 == 0 and 0 < made.symbols["here"] - base <= 16
+    assert made.code == b"\xf4" + b"\x90" * (made.symbols["here"] - base - 1) + b"\xf4"
+
+
 def test_units_know_the_labels_of_earlier_units() -> None:
     first = Unit("first", 32, 0x1000, lines("one: nop\nsame: nop"))
     second = Unit("second", 64, 0x2000, lines("same: call one\nmov eax, same"))
