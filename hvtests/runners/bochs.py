@@ -99,12 +99,11 @@ class BochsRunner:
             else:
                 place(image, directory / "image", kind)
             drive, boot = DRIVES[kind]
-            (directory / "bochsrc").write_text(
-                CONFIGURATION.format(
-                    cpu=self.cpu, memory=self.memory_mib, host_memory=min(self.memory_mib, MOST_HOST_MIB),
-                    bios=BIOS, vga_bios=VGA_BIOS, drive=drive, boot=boot,
-                )  # fmt: skip
-            )
+            configuration = CONFIGURATION.format(
+                cpu=self.cpu, memory=self.memory_mib, host_memory=min(self.memory_mib, MOST_HOST_MIB),
+                bios=BIOS, vga_bios=VGA_BIOS, drive=drive, boot=boot,
+            )  # fmt: skip
+            (directory / "bochsrc").write_text(configuration)
             # Debian's Bochs is a debugger build: it stops at a prompt unless a script tells it to continue.
             (directory / "commands").write_text("c\nq\n")
             ended = supervise(

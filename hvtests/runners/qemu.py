@@ -1,6 +1,7 @@
 """QEMU: nested KVM with real VMX where /dev/kvm offers it, otherwise its own translator (TCG), which has no VMX.
 
-Under TCG time inside is counted in instructions and the date is fixed, so two runs are alike.
+Under TCG time inside is counted in instructions and the date is fixed; only how long a disk or CD takes depends on
+the host, so two runs of a multiboot kernel are alike, and two of a disk may differ in their time stamps.
 """
 
 from __future__ import annotations
