@@ -139,11 +139,15 @@ def run(
     templates: _Templates = None,
 ) -> None:
     """Boot an image and show what it says on COM1; the status tells how it ended."""
-    from generator.cli_run import run_streaming
+    from generator.cli_run import emulator_missing, run_streaming
     from generator.source import bootable
 
-    with bootable(image, format_, _directories(templates)) as source:
-        status, line = run_streaming(source.path, on.value, timeout, serial)
+    # Asked before anything is built; what booting this very file needs beyond that shows when it is run.
+    ended = emulator_missing(on.value)
+    if ended is None:
+        with bootable(image, format_, _directories(templates)) as source:
+            ended = run_streaming(source.path, on.value, timeout, serial)
+    status, line = ended
     print(line, file=sys.stderr)
     raise typer.Exit(status)
 

@@ -36,8 +36,20 @@ class Console:
         sys.stdout.buffer.flush()
 
 
-def run_streaming(image: Path, emulator: str, timeout: float, serial: Path | None) -> tuple[int, str]:
-    """Boot ``image``; (process exit status, verdict in one line).
+Ending = tuple[int, str]   # process exit status, the last line on standard error
+
+
+def emulator_missing(emulator: str) -> Ending | None:
+    """How a run ends that cannot begin because ``emulator`` is not installed; None if it is."""
+    from hvtests.runners import by_name
+    from hvtests.runners.base import Verdict
+
+    lacking = by_name(emulator).missing()
+    return None if lacking is None else (int(Verdict.EMULATOR_MISSING), f"hvforge: error: {emulator}: {lacking}")
+
+
+def run_streaming(image: Path, emulator: str, timeout: float, serial: Path | None) -> Ending:
+    """Boot ``image``; the verdict.
 
     Raises OutputError if ``serial`` cannot be written, ImageFileError if ``image`` cannot boot.
     """

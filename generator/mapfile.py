@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Iterable
 from typing import Any
 
 from generator import __version__
@@ -16,6 +18,7 @@ def image_map(core: Core) -> dict[str, Any]:
     return {
         "hvforge": __version__,
         "image": core.spec.image.name,
+        "digest": payload_digest(core.segments),
         "entry": core.entry,
         "regions": [
             {"name": region.name, "kind": str(region.kind), "start": region.start, "end": region.end}
@@ -52,6 +55,15 @@ def sizes(core: Core) -> dict[str, int]:
     for kind in (Kind.RODATA, Kind.DATA, Kind.TABLES, Kind.BSS):
         out[str(kind)] = sum(blob.size for _, blob in core.layout.blobs.values() if blob.kind is kind)
     return out
+
+
+def payload_digest(segments: Iterable[tuple[int, bytes]]) -> str:
+    """SHA-256 of what an image loads, (physical address, bytes) ascending: the same for each of its formats."""
+    digest = hashlib.sha256()
+    for address, data in segments:
+        digest.update(f"{address:#x} {len(data)}\n".encode())
+        digest.update(data)
+    return digest.hexdigest()
 
 
 def map_json(core: Core) -> str:

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from generator.errors import ImageFileError, OutputError, UsageError
+from generator.inspection.media import read_medium
+from generator.mapfile import image_map, payload_digest
 
 if TYPE_CHECKING:
     from generator.build import Image
@@ -41,7 +43,6 @@ def bootable(path: Path, format_: str | None, template_dirs: Sequence[Path] = ()
         yield read_built(path)
         return
     from generator.build import FORMATS, build
-    from generator.mapfile import image_map
 
     image = build(path, [format_ or "disk"], template_dirs)
     (name, data), = image.files.items()
@@ -65,7 +66,7 @@ def _temporary_directory() -> Iterator[Path]:
 
 
 def read_built(path: Path) -> Source:
-    """A file with the map beside it, if there is one. Raises ImageFileError for what cannot be read."""
+    """A file with the map beside it, if there is one. Raises ImageFileError for what cannot be read or used."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -81,6 +82,9 @@ def read_built(path: Path) -> Source:
         content = json.loads(text)
     except json.JSONDecodeError as error:
         raise ImageFileError(f"this map is no JSON: {error.msg}", f"{beside}:{error.lineno}") from None
-    if not isinstance(content, dict):
-        raise ImageFileError("this map is no JSON object; build the image again", str(beside))
+    if not isinstance(content, dict) or "digest" not in content:
+        raise ImageFileError("this is no map of hvforge's; build the image again", str(beside))
+    pieces = read_medium(data, str(path)).pieces
+    if content["digest"] != payload_digest((piece.address, piece.data) for piece in pieces):
+        raise ImageFileError(f"this map is of another build than {path.name}; build the image again", str(beside))
     return Source(path, data, content, None)
