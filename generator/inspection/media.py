@@ -155,14 +155,19 @@ def _elf(data: bytes, where: str) -> tuple[int, int, list[Piece]]:
     """(class in bits, entry, segments)."""
     try:
         elf = ELFFile(io.BytesIO(data))
+        segments = [segment for segment in elf.iter_segments() if segment["p_type"] == "PT_LOAD"]
         pieces = [
             Piece(int(segment["p_paddr"]), segment.data(), int(segment["p_memsz"]),
                   f"offset {int(segment['p_offset']):#x}, {int(segment['p_filesz'])} bytes")
-            for segment in elf.iter_segments() if segment["p_type"] == "PT_LOAD"
+            for segment in segments
         ]
-        return int(elf.elfclass), int(elf["e_entry"]), pieces
+        bits, entry = int(elf.elfclass), int(elf["e_entry"])
+        short = [piece for segment, piece in zip(segments, pieces, strict=True) if len(piece.data) < segment["p_filesz"]]
     except Exception as error:  # on a damaged file pyelftools raises whatever its parsers happen to raise
         raise ImageFileError(f"a damaged ELF: {error or type(error).__name__}", where) from None
+    if short:
+        raise ImageFileError(f"the segment for {short[0].address:#x} ({short[0].place}) is not all there", where)
+    return bits, entry, pieces
 
 
 def _header(data: bytes) -> tuple[int, int] | None:

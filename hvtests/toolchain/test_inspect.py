@@ -206,7 +206,9 @@ def test_damaged_files_are_refused(image: Image) -> None:
     with pytest.raises(ImageFileError, match="without a multiboot1 header"):
         inspect(b"\x7fELF".ljust(9000, b"\0"), "image")
     with pytest.raises(ImageFileError, match="damaged ELF"):
-        inspect(image.files["multiboot"][:20] + bytes(8) + image.files["multiboot"][28:], "image")
+        inspect(image.files["multiboot"][:4] + b"\x09" + image.files["multiboot"][5:], "image")   # EI_CLASS
+    with pytest.raises(ImageFileError, match="segment .* is not all there"):
+        inspect(image.files["multiboot"][:20_000], "image")
 
 
 # -- the command -------------------------------------------------------------------------------------------------------
