@@ -94,9 +94,9 @@ class Fabric:
         self.q = self.b[:L.ENV_SIZE & ~7].cast("Q")
         self.i = self.b[:L.ENV_SIZE & ~3].cast("I")
         self.cr_dr_masks = self.b[L.CR_READ_MASK_AT:L.CR_READ_MASK_AT + 8].cast("H")
-        descriptors = _pointer(self.cpu + L.TLB_END_POINTER_AT, "the TLBs") - L.TLB_COUNT * L.TLB_DESCRIPTOR_SIZE
-        self._tlbs = memoryview((ctypes.c_char * (L.TLB_COUNT * L.TLB_DESCRIPTOR_SIZE)).from_address(descriptors)
-                                ).cast("B").cast("Q")
+        size = L.TLB_COUNT * L.TLB_DESCRIPTOR_SIZE
+        self._tlb_address = _pointer(self.cpu + L.TLB_END_POINTER_AT, "the TLBs") - size
+        self._tlbs = memoryview((ctypes.c_char * size).from_address(self._tlb_address)).cast("B").cast("Q")
         self._request = ctypes.c_uint32.from_address(self.cpu + L.INTERRUPT_REQUEST_AT)
         self._next_flags = ctypes.c_uint32.from_address(self.cpu + L.CFLAGS_NEXT_TB_AT)
 
@@ -127,6 +127,9 @@ class Fabric:
         self._box = box = memoryview(self._thunks.box).cast("B").cast("Q")
         box[native.BOX_CPU] = self.cpu
         box[native.BOX_LOOP_EXIT] = _address(self._function("cpu_loop_exit", None))
+        box[native.BOX_LOOP_EXIT_RESTORE] = _address(self._function("cpu_loop_exit_restore", None))
+        box[native.BOX_TLBS] = self._tlb_address
+        box[native.BOX_PAGES] = len(self.ram) >> 12
         box[native.BOX_DEADLINE] = NEVER
         self._io = box.cast("B").cast("I")
         fill = ctypes.c_uint64.from_address(
@@ -279,8 +282,12 @@ class Fabric:
             self._requests = bits
             self._request.value = self._request.value & ~_REQUESTS | bits
 
-    def restrict_pages(self, marked: object) -> None:
-        """TODO"""
+    def restrict_pages(self, no_fetch: bytearray | None, fetch_only: bytearray | None) -> None:
+        """Bit maps of pages of RAM, one bit each: pages that may not be fetched from, and pages that may only be
+        fetched from. A forbidden access becomes CODE_RESTRICTED. None for both: no such pages."""
+        self._restricted = no_fetch, fetch_only     # keeps the buffers alive
+        for word, pages in ((native.BOX_NO_FETCH, no_fetch), (native.BOX_FETCH_ONLY, fetch_only)):
+            self._box[word] = 0 if pages is None else ctypes.addressof(ctypes.c_char.from_buffer(pages))
 
     def single_instruction(self) -> None:
         """Let the next translated block be one instruction long."""

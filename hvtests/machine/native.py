@@ -15,7 +15,8 @@ from keystone import KS_ARCH_X86, KS_MODE_64, Ks
 from hvtests.machine import layout as L
 
 # Words of the box.
-BOX_CPU, BOX_LOOP_EXIT, BOX_TLB_FILL, BOX_TICKS, BOX_DEADLINE, BOX_LINEAR, BOX_ACCESS, BOX_IO, BOX_IO_VALUE = range(9)
+(BOX_CPU, BOX_LOOP_EXIT, BOX_TLB_FILL, BOX_TICKS, BOX_DEADLINE, BOX_LINEAR, BOX_ACCESS, BOX_IO, BOX_IO_VALUE,
+ BOX_NO_FETCH, BOX_FETCH_ONLY, BOX_PAGES, BOX_TLBS, BOX_LOOP_EXIT_RESTORE) = range(14)
 BOX_WORDS = 16
 
 _LEAVE = f"mov dword ptr [rdi + {L.EXCEPTION_INDEX_AT}]"
@@ -59,12 +60,64 @@ _THUNKS = {
         mov   rdi, [rcx + {8 * BOX_CPU}]
         {_LEAVE}, {L.CODE_DEADLINE}
         jmp   qword ptr [rcx + {8 * BOX_LOOP_EXIT}]""",
-    # cpu, linear address, size, access, ...: remember the linear address, which a nested fault does not report
+    # cpu, linear address, size, access, TLB number, probe; on the stack where to resume. Remembers the linear address,
+    # which a nested fault does not report. While there are bit maps of host pages that may not be fetched from, or only
+    # be fetched from, it takes the right away again from what the engine has put into the TLB.
     "tlb_fill": f"""
         movabs rax, {{box}}
         mov   [rax + {8 * BOX_LINEAR}], rsi
         mov   [rax + {8 * BOX_ACCESS}], rcx
-        jmp   qword ptr [rax + {8 * BOX_TLB_FILL}]""",
+        cmp   qword ptr [rax + {8 * BOX_NO_FETCH}], 0
+        jne   restricted
+        jmp   qword ptr [rax + {8 * BOX_TLB_FILL}]
+        restricted:
+        push  rbx
+        push  r12
+        push  r13
+        mov   rbx, rsi
+        mov   r12d, ecx
+        mov   r13d, r8d
+        sub   rsp, 8
+        push  qword ptr [rsp + 40]
+        call  qword ptr [rax + {8 * BOX_TLB_FILL}]
+        add   rsp, 16
+        test  al, al
+        je    done
+        movabs rdx, {{box}}
+        shl   r13, 4
+        add   r13, [rdx + {8 * BOX_TLBS}]
+        shr   rbx, 12
+        shl   rbx, {L.TLB_ENTRY_SHIFT}
+        and   rbx, [r13]
+        add   rbx, [r13 + 8]
+        mov   rcx, [rbx + {L.TLB_ENTRY_CODE_AT + 8}]
+        shr   rcx, 12
+        cmp   rcx, [rdx + {8 * BOX_PAGES}]
+        jae   done
+        mov   rsi, [rdx + {8 * BOX_NO_FETCH}]
+        bt    [rsi], rcx
+        jae   fetchable
+        mov   qword ptr [rbx + {L.TLB_ENTRY_CODE_AT}], -1
+        cmp   r12d, 2
+        je    refuse
+        fetchable:
+        mov   rsi, [rdx + {8 * BOX_FETCH_ONLY}]
+        bt    [rsi], rcx
+        jae   done
+        mov   qword ptr [rbx], -1
+        mov   qword ptr [rbx + 8], -1
+        cmp   r12d, 2
+        jne   refuse
+        done:
+        pop   r13
+        pop   r12
+        pop   rbx
+        ret
+        refuse:
+        mov   rdi, [rdx + {8 * BOX_CPU}]
+        mov   rsi, [rsp + 32]
+        {_LEAVE}, {L.CODE_RESTRICTED}
+        call  qword ptr [rdx + {8 * BOX_LOOP_EXIT_RESTORE}]""",
 }
 
 

@@ -177,7 +177,7 @@ class Exit:
         self.cpu.physical = self.machine.memory
         if vmx.shadow is not None:
             vmx.shadow = None
-            fabric.restrict_pages(None)
+            vmx.ept.leave()
         fabric.flush()
         vmx.guest = None
         fabric.dispatch = self.machine.root.handlers

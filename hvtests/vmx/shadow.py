@@ -24,8 +24,10 @@ class Shadow:
 
     def __init__(self, ept: Ept, memory: GuestMemory, root: int) -> None:
         self.ept, self.memory, self.root = ept, memory, root
-        self.executable: set[tuple[int, int]] = set()      # (page size, host page) filled with execute permission
-        self.marked: list[tuple[int, int, int]] = []       # (first page, count, rights) in the engine's bitmaps
+        self.plain: set[tuple[int, int]] = set()     # (host page, its size) filled with read and execute permission
+        self.marked: set[tuple[int, int]] = set()    # the others
+        self.no_fetch: bytearray | None = None       # bit maps of host pages, once there are any
+        self.fetch_only: bytearray | None = None
 
 
 class ShadowTables:
@@ -36,6 +38,7 @@ class ShadowTables:
         self._fabric = vmx.machine.fabric
         self._shadows: dict[int, Shadow] = {}
         self._next = _PAGES_FROM
+        self._restricting = False
 
     def invalidate(self, pointer: int | None) -> None:
         """INVEPT: forget what was derived from one EPTP (None: from all)."""
@@ -48,13 +51,23 @@ class ShadowTables:
         """Make the engine translate through the EPT that `pointer` (an EPTP) names."""
         shadow = self._shadows.get(pointer)
         if shadow is None:
+            if self._next >= L.SCRATCH_SIZE:
+                self.invalidate(None)
             ept = Ept(self._machine.memory, self._vmx.model, pointer)
             shadow = Shadow(ept, GuestMemory(self._machine.memory, ept), self._page())
             self._shadows[pointer] = shadow
         q = self._fabric.q
         q[L.Q_NESTED_CR3] = L.SCRATCH + shadow.root
-        self._fabric.restrict_pages(shadow.marked)
+        if shadow.no_fetch is not None:
+            self._fabric.restrict_pages(shadow.no_fetch, shadow.fetch_only)
+            self._restricting = True
         return shadow
+
+    def leave(self) -> None:
+        """VM exit: root mode has no restricted pages."""
+        if self._restricting:
+            self._fabric.restrict_pages(None, None)
+            self._restricting = False
 
     def _page(self) -> int:
         if self._next >= L.SCRATCH_SIZE:
@@ -95,18 +108,28 @@ class ShadowTables:
         self._restrict(shadow, target, page, found.rights)
 
     def _restrict(self, shadow: Shadow, target: int, page: int, rights: int) -> None:
-        """Pages that may not be fetched from, or only fetched from, are known to the engine's TLB fill by host page."""
-        if rights & (READ | EXECUTE) == READ | EXECUTE:
-            shadow.executable.add((page, target))
-            if any(target < first + count << 12 and first << 12 < target + page for first, count, _ in shadow.marked):
-                raise unmodelled(f"EPT maps host page {target:#x} twice, with and without execute permission")
+        """The engine's nested page tables know no execute-only page, and with an execute-disabled one it crashes where
+        guest page tables lie in it. Its TLB fill takes such rights away instead, by host page."""
+        plain = rights & (READ | EXECUTE) == READ | EXECUTE
+        mark = target, page
+        if mark in (shadow.plain if plain else shadow.marked):
             return
-        if any(base < target + page and target < base + size for size, base in shadow.executable):
-            raise unmodelled(f"EPT maps host page {target:#x} twice, with and without execute permission")
-        mark = target >> 12, page >> 12, rights
-        if mark not in shadow.marked:
-            shadow.marked.append(mark)
-            self._fabric.restrict_pages(shadow.marked)
+        others = shadow.marked if plain else shadow.plain
+        if any(base < target + page and target < base + size for base, size in others):
+            raise unmodelled(f"EPT maps host page {target:#x} twice, with different read or execute permission")
+        if plain:
+            shadow.plain.add(mark)
+            return
+        shadow.marked.add(mark)
+        size = self._machine.memory.size >> 15
+        if shadow.no_fetch is None or shadow.fetch_only is None:
+            shadow.no_fetch, shadow.fetch_only = bytearray(size), bytearray(size)
+            self._fabric.restrict_pages(shadow.no_fetch, shadow.fetch_only)
+            self._restricting = True
+        pages = shadow.fetch_only if rights & EXECUTE else shadow.no_fetch
+        for number in range(target >> 12, target + page >> 12):
+            pages[number >> 3] |= 1 << (number & 7)
+        self._fabric.flush()
 
     def explain(self, shadow: Shadow, address: int) -> EptExit:
         """The EPT violation or misconfiguration of the access that the engine just tried, as the manual describes it.
