@@ -30,6 +30,7 @@ WRITABLE = [field for field in FIELDS if field.type is not FieldType.READ_ONLY]
 
 # 32-bit words of memory that are not 0 and that checks look at; the model is given the same.
 MEMORY = {
+    VMCS_POINTER: REVISION,
     LINKED: REVISION,
     LINKED_SHADOW: 1 << 31 | REVISION,
     VTPR_PAGE + 0x80: 0x50,

@@ -9,9 +9,9 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-from generator.arch.controls import PROCBASED2
+from generator.arch.controls import PROCBASED, PROCBASED2
 from generator.arch.vmcs import BY_NAME
-from hvtests.model.bochs_entry import LINKED, LINKED_SHADOW, PAE_TABLE, PAE_TABLE_BAD, Fields, Trial
+from hvtests.model.bochs_entry import LINKED, LINKED_SHADOW, PAE_TABLE, PAE_TABLE_BAD, VTPR_PAGE, Fields, Trial
 from hvtests.model.breaks_controls import CONTROLS
 from hvtests.model.breaks_guest import GUEST
 from hvtests.model.breaks_guest_state import GUEST_STATE
@@ -88,6 +88,10 @@ def single_controls() -> Iterator[Trial]:
         yield from _flips("LONG", field)
     yield from (_trial("LONG", CR3_TARGET_COUNT=count) for count in (1, 4, 5, 256))
     yield from (_trial("LONG", VIRTUAL_PROCESSOR_ID=vpid) for vpid in (0, 2, 0xFFFF))
+    shadow = BASES["LONG"]["CPU_BASED_VM_EXEC_CONTROL"] | PROCBASED.mask("USE_TPR_SHADOW")
+    for threshold in (0, 5, 6, 15, 16):  # VTPR is 5 there
+        yield _trial("LONG", CPU_BASED_VM_EXEC_CONTROL=shadow, VIRTUAL_APIC_PAGE_ADDR=VTPR_PAGE,
+                     TPR_THRESHOLD=threshold)
     for area in ("VM_EXIT_MSR_STORE", "VM_EXIT_MSR_LOAD", "VM_ENTRY_MSR_LOAD"):
         for address in (8, 1 << 40, (1 << 40) - 16, 1 << 63, (1 << 64) - 16):
             yield _trial("LONG", **{f"{area}_ADDR": address, f"{area}_COUNT": 2})
@@ -131,6 +135,12 @@ def single_segments() -> Iterator[Trial]:
             yield from _flips(base, f"GUEST_{register}_SELECTOR", 0, 1, 2, 15)
             yield from _flips(base, f"GUEST_{register}_BASE", 4, 31, 32, 47, 63)
             yield from _flips(base, f"GUEST_{register}_LIMIT", 0, 11, 15, 16, 20, 31)
+    for kind in (9, 13):
+        for code in range(4):
+            for stack in range(4):
+                for rpl in (0, 1, 3):
+                    yield _trial("LONG", GUEST_CS_AR_BYTES=0xA090 | kind | code << 5,
+                                 GUEST_SS_AR_BYTES=0xC093 | stack << 5, GUEST_CS_SELECTOR=0x08 | rpl)
     for register in ("GDTR", "IDTR"):
         yield from _flips("LONG", f"GUEST_{register}_LIMIT", 0, 15, 16, 31)
 
@@ -162,11 +172,14 @@ def single_states() -> Iterator[Trial]:
 def events() -> Iterator[Trial]:
     """Every interruption type with vectors of each kind, with and without an error code, and what goes with them."""
     for base in ("LONG", "REAL"):
-        for kind in range(8):
+        for kind in range(7):
             for vector in (0, 1, 2, 3, 6, 8, 13, 14, 17, 18, 21, 31, 32, 255):
                 for code in (0, 1 << 11):
                     info = 1 << 31 | code | kind << 8 | vector
                     yield _trial(base, VM_ENTRY_INTR_INFO_FIELD=info, VM_ENTRY_INSTRUCTION_LEN=1)
+    yield _trial("LONG", VM_ENTRY_INTR_INFO_FIELD=0x8000_0700)  # few of type 7: each ends a run of Bochs
+    yield _trial("LONG", VM_ENTRY_INTR_INFO_FIELD=0x8000_0702)
+    yield _trial("LONG", VM_ENTRY_INTR_INFO_FIELD=0x8000_0702, HOST_CR0=0)
     for bit in range(12, 31):
         yield _trial("LONG", VM_ENTRY_INTR_INFO_FIELD=0x8000_0306 | 1 << bit)
     for bit in range(32):
@@ -178,10 +191,9 @@ def events() -> Iterator[Trial]:
         for flags in (0x2, 0x202):
             for blocking in (0, 1, 2, 8):
                 for activity in (0, 1, 2, 3):
-                    if activity != 3 or info:
-                        yield _trial("LONG", VM_ENTRY_INTR_INFO_FIELD=info, VM_ENTRY_INSTRUCTION_LEN=1,
-                                     GUEST_RFLAGS=flags, GUEST_INTERRUPTIBILITY_INFO=blocking,
-                                     GUEST_ACTIVITY_STATE=activity)
+                    yield _trial("LONG", VM_ENTRY_INTR_INFO_FIELD=info, VM_ENTRY_INSTRUCTION_LEN=1,
+                                 GUEST_RFLAGS=flags, GUEST_INTERRUPTIBILITY_INFO=blocking,
+                                 GUEST_ACTIVITY_STATE=activity)
 
 
 def singles() -> list[Trial]:

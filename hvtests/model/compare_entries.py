@@ -1,0 +1,80 @@
+"""Compares the rules with Bochs on the sample of `entry_trials`. Run: ``python -m hvtests.model.compare_entries [N]``.
+
+Prints, for N combined trials beside the single ones (3000 if not given), how many VM entries were tried, how many
+differ and are explained in `bochs_differences`, and each that is not.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from hvtests.model.bochs_differences import LACKS, OTHERWISE, STRICTER, as_bochs, outcome_of
+from hvtests.model.bochs_entry import MEMORY, Outcome, Trial, try_entries
+from hvtests.model.breaking import Words
+from hvtests.model.entry_trials import BASES, CAP, combined, singles
+from hvtests.model.valid_state import VMCS_POINTER
+from hvtests.vmx.checks import Checker, EntryState
+
+
+@dataclass
+class Comparison:
+    """What came of it: trials tried, outcomes Bochs told, differences by the row that explains them, and the rest."""
+
+    tried: int = 0
+    outcomes: Counter[str] = field(default_factory=Counter)
+    explained: Counter[str] = field(default_factory=Counter)
+    unexplained: list[str] = field(default_factory=list)
+
+    @property
+    def summary(self) -> str:
+        """One line."""
+        return (f"{self.tried} VM entries compared with Bochs: {self.tried - sum(self.explained.values())} agree, "
+                f"{sum(self.explained.values())} differ for {len(self.explained)} reasons that "
+                f"hvtests/model/bochs_differences.py lists, {len(self.unexplained)} are not explained")
+
+
+def state_of(trial: Trial) -> EntryState:
+    """The entry that a trial is, for the rules."""
+    values = dict(BASES[trial.base])
+    values.update(trial.changes)
+    return EntryState.of(values, CAP, Words(MEMORY), vmcs_pointer=VMCS_POINTER)
+
+
+def compare(trials: Sequence[Trial], told: Sequence[Outcome]) -> Comparison:
+    """Judge each trial by the rules, and by the rules as Bochs has them; that one must agree on every trial."""
+    result, checker = Comparison(len(trials)), Checker()
+    for trial, outcome in zip(trials, told, strict=True):
+        state = state_of(trial)
+        failure = checker.run(state)
+        result.outcomes[str(outcome)] += 1
+        if as_bochs(state) != outcome:
+            ours = f"{outcome_of(failure)}" + (f" by {failure.rule.id}" if failure else "")
+            result.unexplained.append(f"{trial}: Bochs: {outcome}; the rules: {ours}")
+        elif outcome_of(failure) != outcome:
+            known = failure is not None and failure.rule.id in LACKS | OTHERWISE
+            result.explained[failure.rule.id if known and failure else next(iter(STRICTER))] += 1
+    return result
+
+
+def main(count: int) -> int:
+    """Run and print; 0 if nothing is unexplained."""
+    trials = singles() + combined(count)
+    start = time.monotonic()
+    result = compare(trials, try_entries(BASES, trials))
+    for outcome, number in result.outcomes.most_common():
+        print(f"{number:6} {outcome}")
+    for rule, number in result.explained.most_common():
+        section, why = (LACKS | STRICTER | OTHERWISE)[rule]
+        print(f"{number:6} explained: {rule}: {why} (SDM 3C {section})")
+    for line in result.unexplained:
+        print(f"NOT EXPLAINED: {line}")
+    print(f"{result.summary} ({time.monotonic() - start:.0f} s)")
+    return 1 if result.unexplained else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1]) if len(sys.argv) > 1 else 3000))
