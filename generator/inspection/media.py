@@ -162,7 +162,7 @@ def _elf(data: bytes, where: str) -> tuple[int, int, list[Piece]]:
             for segment in segments
         ]
         bits, entry = int(elf.elfclass), int(elf["e_entry"])
-        short = [piece for segment, piece in zip(segments, pieces, strict=True) if len(piece.data) < segment["p_filesz"]]
+        short = [p for segment, p in zip(segments, pieces, strict=True) if len(p.data) < segment["p_filesz"]]
     except Exception as error:  # on a damaged file pyelftools raises whatever its parsers happen to raise
         raise ImageFileError(f"a damaged ELF: {error or type(error).__name__}", where) from None
     if short:

@@ -207,7 +207,7 @@ def test_damaged_files_are_refused(image: Image) -> None:
         inspect(b"\x7fELF".ljust(9000, b"\0"), "image")
     with pytest.raises(ImageFileError, match="damaged ELF"):
         inspect(image.files["multiboot"][:4] + b"\x09" + image.files["multiboot"][5:], "image")   # EI_CLASS
-    with pytest.raises(ImageFileError, match="segment .* is not all there"):
+    with pytest.raises(ImageFileError, match=r"segment .* is not all there"):
         inspect(image.files["multiboot"][:20_000], "image")
 
 
