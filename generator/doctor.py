@@ -11,11 +11,13 @@ import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from generator.kvm import KvmOffer, probe
+if TYPE_CHECKING:
+    from hvtests.runners.kvm import KvmOffer
 
 _DISTRIBUTION = "hvforge"
 _VERSION_TIME_LIMIT = 5.0  # seconds
@@ -102,6 +104,12 @@ def _installed(package: str) -> str | None:
         return None
 
 
+def _ask_kvm() -> KvmOffer:
+    from hvtests.runners.kvm import probe
+
+    return probe()
+
+
 @dataclass(frozen=True, slots=True)
 class Machine:
     """How the survey looks at a machine; each part can be replaced, so that any machine can be described."""
@@ -110,7 +118,7 @@ class Machine:
     is_file: Callable[[Path], bool] = Path.is_file
     version_of: Callable[[str], str] = _version_of
     installed: Callable[[str], str | None] = _installed
-    kvm: Callable[[], KvmOffer] = probe
+    kvm: Callable[[], KvmOffer] = _ask_kvm
     python: str = field(default_factory=platform.python_version)
 
 

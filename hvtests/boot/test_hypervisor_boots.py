@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from keystone import KS_ARCH_X86, KS_MODE_64, Ks
 
-from generator import kvm, resources
+from generator import resources
 from generator.build import build, write
+from hvtests.runners import kvm
 from hvtests.runners.base import RunResult, Verdict
 from hvtests.runners.bochs import BochsRunner
 from hvtests.runners.qemu import QemuRunner

@@ -13,11 +13,10 @@ from generator.arch.abi import Outcome
 from generator.errors import ImageFileError, UsageError
 from hvtests import CpuModel
 from hvtests.boot import images, tiny_hypervisor
-from hvtests.runners import NAMES, by_name, grub
+from hvtests.runners import NAMES, by_name, grub, kvm
 from hvtests.runners.__main__ import main
 from hvtests.runners.base import Runner, RunResult, Verdict, judge, outcome_on_serial
 from hvtests.runners.bochs import BochsRunner
-from hvtests.runners.kvm import kvm_offer
 from hvtests.runners.qemu import QemuRunner
 from hvtests.runners.unicorn import UnicornRunner
 
@@ -247,11 +246,11 @@ def test_unknown_runner_is_a_usage_error() -> None:
 
 
 def test_kvm_is_asked_not_guessed(tmp_path: Path) -> None:
-    offer = kvm_offer(tmp_path / "kvm")
+    offer = kvm.probe(tmp_path / "kvm")
     assert (offer.usable, offer.vmx, offer.svm) == (False, False, False)
-    assert "No such file" in offer.detail
-    assert not kvm_offer(Path("/dev/null")).usable
-    assert QemuRunner().uses_kvm() is kvm_offer().vmx
+    assert "there is no " in offer.detail
+    assert not kvm.probe(Path("/dev/null")).usable
+    assert QemuRunner().uses_kvm() is kvm.probe().vmx
 
 
 @pytest.mark.parametrize(

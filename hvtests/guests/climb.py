@@ -122,7 +122,9 @@ _GDT = """
 
 def climbing_guest() -> bytes:
     """A flat binary for ``load = 0x1000``, ``mode = "real"``."""
-    parts = ((16, 0x1000, _REAL), (32, 0x1100, _PROTECTED), (64, 0x1300, _LONG), (32, 0x1400, _DOWN), (64, 0x1500, _GDT))
+    parts = (
+        (16, 0x1000, _REAL), (32, 0x1100, _PROTECTED), (64, 0x1300, _LONG), (32, 0x1400, _DOWN), (64, 0x1500, _GDT),
+    )
     out = bytearray(_SIZE)
     for bits, base, text in parts:
         lines = [Line(line, "climb", number) for number, line in enumerate(text.splitlines(), 1)]

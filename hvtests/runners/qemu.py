@@ -21,7 +21,7 @@ from hvtests.runners.base import (
     emulator_missing,
     judge,
 )
-from hvtests.runners.kvm import kvm_offer
+from hvtests.runners import kvm
 from hvtests.runners.media import place
 from hvtests.runners.process import Ended, supervise
 
@@ -62,13 +62,13 @@ class QemuRunner:
         """See :class:`hvtests.runners.base.Runner`."""
         if shutil.which(PROGRAM) is None:
             return f"{PROGRAM} is not installed; to install it: {INSTALL}"
-        if self.accelerator == "kvm" and not kvm_offer().usable:
-            return f"KVM was asked for and cannot be used: {kvm_offer().detail}"
+        if self.accelerator == "kvm" and not kvm.probe().usable:
+            return f"KVM was asked for and cannot be used: {kvm.probe().detail}"
         return None
 
     def uses_kvm(self) -> bool:
         """Whether a run would use KVM."""
-        return self.accelerator == "kvm" or (self.accelerator == "auto" and kvm_offer().vmx)
+        return self.accelerator == "kvm" or (self.accelerator == "auto" and kvm.probe().vmx)
 
     def run(self, image: Path, *, timeout: float = DEFAULT_TIMEOUT, on_serial: SerialSink | None = None) -> RunResult:
         """See :class:`hvtests.runners.base.Runner`."""
@@ -76,17 +76,18 @@ class QemuRunner:
         lacking = self.missing()
         if lacking is not None:
             return emulator_missing(lacking)
-        kvm = self.uses_kvm()
+        with_kvm = self.uses_kvm()
         with tempfile.TemporaryDirectory(prefix="hvforge-qemu-") as name:
             directory = Path(name)
             # Under a name of our own, since QEMU's option syntax gives commas in a path a meaning.
             place(image, directory / "image", kind)
             ended = supervise(
-                [PROGRAM, *MACHINE, "-machine", self.machine, "-m", str(self.memory_mib), *(KVM if kvm else TCG),
-                 "-cpu", self.cpu or ("host,+vmx" if kvm else "max"), *DRIVES[kind]],
+                [PROGRAM, *MACHINE, "-machine", self.machine, "-m", str(self.memory_mib), *(KVM if with_kvm else TCG),
+                 "-cpu", self.cpu or ("host,+vmx" if with_kvm else "max"), *DRIVES[kind]],
                 directory=directory, serial="com1", timeout=timeout, on_serial=on_serial
             )  # fmt: skip
-            return _result(ended, _read(directory / "debugcon"), _read(directory / "qemu.log"), "KVM" if kvm else "TCG")
+            engine = "KVM" if with_kvm else "TCG"
+            return _result(ended, _read(directory / "debugcon"), _read(directory / "qemu.log"), engine)
 
 
 def _read(path: Path) -> bytes:

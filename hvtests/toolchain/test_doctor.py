@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from generator import doctor, kvm
+from generator import doctor
 from generator.doctor import Finding, Machine, survey
-from generator.kvm import KvmOffer
+from hvtests.runners import kvm
+from hvtests.runners.kvm import KvmOffer
 
 FULL = KvmOffer(True, True, True, "offers VMX and SVM to guests")
 NONE = KvmOffer(False, False, False, "there is no /dev/kvm")
