@@ -116,7 +116,13 @@ def verify(
 ) -> None:
     """Run an image in the harness and check it: its end, every VM entry, every count of exits."""
     from generator.cli_report import json_verification, print_verification
+    from generator.cli_run import emulator_missing
     from generator.source import bootable
+
+    missing = emulator_missing("unicorn")
+    if missing is not None:
+        print(missing[1], file=sys.stderr)
+        raise typer.Exit(missing[0])
     from hvtests.verification import verify as run_and_check
 
     with bootable(image, format_, _directories(templates)) as source:
