@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from generator import __version__, image_data, layout, records, tables, vmcs_init
+from generator import __version__, image_data, layout, tables, vmcs_init
 from generator.assemble import Assembled, Unit, assemble
-from generator.errors import LayoutError
+from generator.errors import LayoutError, TemplateError
 from generator.guests import load_guest
 from generator.layout import PAGE, Blob, Kind, Layout, make_layout
 from generator.names import template_globals
@@ -29,6 +29,10 @@ LOADER_UNITS = (
     ("mbr", "boot/mbr", 16, layout.LOADER), ("loader16", "boot/loader16", 16, layout.LOADER16),
     ("loader32", "boot/loader32", 32, layout.LOADER32),
 )
+LOADER_ENDS = (layout.LOADER16 - 2, layout.LOADER32, layout.LOADER_TABLE)  # the MBR ends with its signature
+
+
+_BITS = {GuestMode.REAL: 16, GuestMode.PROTECTED: 32, GuestMode.LONG: 64}
 
 
 @dataclass
@@ -72,22 +76,22 @@ def make_core(spec: ImageSpec, template_dirs: Sequence[Path], time_limit: float)
     for index in range(len(spec.vms)):
         symbols.update(vmcs_init.vm_symbols(index, symbols))
     lines: list[Line] = [line for _, part in rendered for line in part.lines]
-    units = assemble([
-        Unit("entry32", 32, layout.CORE, entry32.lines), Unit("text64", 64, TEXT64, lines)], symbols, time_limit)
-    for unit, limit in zip(units, (layout.ENTRY32_SIZE, layout.CORE + layout.TEXT_SIZE - TEXT64), strict=True):
-        if len(unit.code) > limit:
-            raise LayoutError(f"{unit.name} is {len(unit.code)} bytes, more than its window of {limit}", str(spec.path))
-        symbols.update(unit.symbols)
     memory_end = f"{max(region.end for region in placed.regions):#x}"
-    loader_parts = [
-        (name, bits, base, renderer.render(f"{file}.asm.j2", memory_end=memory_end))
+    loader = [
+        Unit(name, bits, base, renderer.render(f"{file}.asm.j2", memory_end=memory_end).lines)
         for name, file, bits, base in LOADER_UNITS
     ]
-    loader = assemble(
-        [Unit(name, bits, base, part.lines) for name, bits, base, part in loader_parts],
-        {"entry32": symbols["entry32"], "media_table": layout.LOADER_TABLE}, time_limit)
+    units = assemble(
+        [Unit("entry32", 32, layout.CORE, entry32.lines), Unit("text64", 64, TEXT64, lines), *loader],
+        {**symbols, "media_table": layout.LOADER_TABLE}, time_limit)
+    for unit, end in zip(units, (TEXT64, layout.CORE + layout.TEXT_SIZE, *LOADER_ENDS), strict=True):
+        if unit.base + len(unit.code) > end:
+            raise LayoutError(f"{unit.name} is {len(unit.code)} bytes, more than its window of {end - unit.base}",
+                              str(spec.path))
+    for unit in units[:2]:
+        symbols.update(unit.symbols)
     procs = [proc for _, part in rendered for proc in part.procs] + entry32.procs
-    core = Core(spec, placed, symbols, units, loader, guest_units, procs, guests, rows, wanted)
+    core = Core(spec, placed, symbols, units[:2], units[2:], guest_units, procs, guests, rows, wanted)
     core.segments = [(layout.CORE, _core_bytes(core))]
     for (base, _), guest in zip(placed.guests, guests, strict=True):
         core.segments += [(base + gpa, data) for gpa, data in _page_pieces(guest.segments)]
@@ -138,25 +142,37 @@ def _guests(
     spec: ImageSpec, renderer: Renderer, time_limit: float
 ) -> tuple[list[image_data.GuestPlan], list[Assembled]]:
     """Every VM's guest: a template assembled for where it is loaded, or a file."""
-    plans: list[image_data.GuestPlan] = []
-    units: list[Assembled] = []
+    texts: list[Unit] = []
+    modes: dict[int, GuestMode] = {}
     for index, vm in enumerate(spec.vms):
         if vm.guest.template is not None:
-            modes: list[str] = []
+            declared: list[str] = []
             text = renderer.render(
-                f"guests/{vm.guest.template}.asm.j2", starts_in=_collector(modes), params=dict(vm.guest.params),
+                f"guests/{vm.guest.template}.asm.j2", starts_in=_collector(declared), params=dict(vm.guest.params),
                 load=vm.guest.load, scratch=vm.guest.load + PAGE)
-            mode = GuestMode(modes[0])
-            bits = {GuestMode.REAL: 16, GuestMode.PROTECTED: 32, GuestMode.LONG: 64}[mode]
-            unit = assemble([Unit(f"guest{index}", bits, vm.guest.load, text.lines)], {}, time_limit)[0]
-            units.append(unit)
-            segments: tuple[tuple[int, bytes], ...] = ((vm.guest.load, unit.code),)
-            entry = vm.guest.load
+            modes[index] = _declared_mode(vm.guest.template, declared)
+            texts.append(Unit(f"guest{index}", _BITS[modes[index]], vm.guest.load, text.lines))
+    units = assemble(texts, {}, time_limit) if texts else []
+    codes = {unit.name: unit.code for unit in units}
+    plans: list[image_data.GuestPlan] = []
+    for index, vm in enumerate(spec.vms):
+        if index in modes:
+            load = vm.guest.load
+            plans.append(_plan(spec, index, vm, modes[index], load, ((load, codes[f"guest{index}"]),)))
         else:
             image = load_guest(vm, spec.path.parent)
-            segments, mode, entry = image.segments, image.mode, image.entry
-        plans.append(_plan(spec, index, vm, mode, entry, segments))
+            plans.append(_plan(spec, index, vm, image.mode, image.entry, image.segments))
     return plans, units
+
+
+def _declared_mode(template: str, declared: list[str]) -> GuestMode:
+    """The mode that a guest template declares by ``{{ starts_in("…") }}``."""
+    where = f"guests/{template}.asm.j2"
+    if len(declared) != 1:
+        raise TemplateError('a guest declares once how it starts (write e.g. {{ starts_in("long") }})', where)
+    if declared[0] not in set(GuestMode):
+        raise TemplateError(f'there is no mode "{declared[0]}": starts_in takes real, protected or long', where)
+    return GuestMode(declared[0])
 
 
 def _collector(into: list[str]) -> Any:
@@ -234,14 +250,8 @@ def _core_bytes(core: Core) -> bytes:
 def loader_bytes(core: Core) -> bytes:
     """boot.bin up to where the media table begins (layout.LOADER_TABLE), with the signature of a boot sector."""
     data = bytearray(layout.LOADER_TABLE - layout.LOADER)
-    ends = {"mbr": layout.LOADER16 - 2, "loader16": layout.LOADER32, "loader32": layout.LOADER_TABLE}
     for unit in core.loader:
-        if unit.base + len(unit.code) > ends[unit.name]:
-            raise LayoutError(f"{unit.name} is {len(unit.code)} bytes, more than its window of "
-                              f"{ends[unit.name] - unit.base}", str(core.spec.path))
         data[unit.base - layout.LOADER:unit.base - layout.LOADER + len(unit.code)] = unit.code
     data[510:512] = b"\x55\xaa"
     return bytes(data)
 
-
-__all__ = ["Core", "loader_bytes", "make_core", "records"]
