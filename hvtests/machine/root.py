@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from hvtests.machine import layout as L
 from hvtests.machine.delivery import GP, Fault
 from hvtests.machine.events import (
+    DEBUG,
     DOUBLE_FAULT,
     NMI,
     PAGE_FAULT,
@@ -27,7 +28,8 @@ from hvtests.machine.syscalls import syscall, sysenter
 if TYPE_CHECKING:
     from hvtests.machine.machine import Machine
 
-UD = 6
+UD, INT1 = 6, 0xF1      # the engine does not know INT1
+RFLAGS_TF, DR6_BS = 1 << 8, 1 << 14
 XSETBV = b"\x0f\x01\xd1"
 # CR and DR intercepts, 16 bits each: CR read, CR write, DR read, DR write
 ROOT_CR_DR = 1 << 8 | (1 | 1 << 3 | 1 << 4 | 1 << 8) << 16 | 0xFF << 32 | 0xFF << 48
@@ -71,9 +73,13 @@ class RootMode:
         self.fabric.q[L.Q_INTERCEPT_CR_DR] = ROOT_CR_DR
 
     def attempt(self, action: Callable[[], None]) -> None:
-        """Do an instruction; what it raises is delivered."""
+        """Do an instruction; what it raises is delivered, and the trap of single-stepping after it."""
+        stepping = self.fabric.q[L.Q_RFLAGS] & RFLAGS_TF
         try:
             action()
+            if stepping:
+                self.cpu.dr[6] |= DR6_BS
+                self.inject(exception(DEBUG))
         except Fault as fault:
             self.inject(exception(fault.vector, fault.error_code or 0))
         except PageFault as fault:
@@ -83,8 +89,11 @@ class RootMode:
     def exception(self, vector: int) -> None:
         """The engine raised an exception; some are instructions that it leaves to the model."""
         error_code = self.fabric.i[L.I_ERROR_CODE]
-        if vector == UD and self.on_undefined():
-            return
+        if vector == UD:
+            if self.on_undefined():
+                return
+            if self.cpu.code()[0] == INT1:
+                return self.software_interrupt()
         if vector == GP and self.cpu.code()[:3] == XSETBV:
             return self.attempt(self.machine.instructions.xsetbv)
         if vector == PAGE_FAULT:

@@ -110,7 +110,7 @@ Handler = Callable[["Lab", ExitRecord], bool | None]
 
 
 class Lab:
-    """One host, one guest with EPT. `code`: the guest's, text or bytes, at GUEST_CODE; `mode` 64, 32 (paged), 16 (real).
+    """One host, one guest with EPT. `code`: the guest's, text or bytes, at GUEST_CODE; `mode` 64, 32 paged, 16 real.
 
     `pin`, `proc`, `proc2`, `exit`, `entry`: names of controls beyond the usual ones. `fields`: VMCS fields by name.
     `exits` grows as the guest runs; `vmcs` is its VMCS.
@@ -269,7 +269,7 @@ class Lab:
         return self.machine.run(Limits(seconds=seconds))
 
     def first_exit(self) -> ExitRecord:
-        """Run to the first exit and return it."""
+        """Run to the first exit; return it."""
         stop = self.run()
         assert self.exits, stop
         return self.exits[0]

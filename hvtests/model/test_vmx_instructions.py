@@ -7,9 +7,10 @@ import pytest
 from generator.arch import vmcs as arch
 from hvtests.machine import layout as L
 from hvtests.machine.stop import Limits, StopKind
-from hvtests.model.asm import HOST_CODE, HOST_STACK, HOST_TABLES, RAM, assemble, long_mode
+from hvtests.model.asm import HOST_CODE, HOST_STACK, HOST_TABLES, RAM, assemble, gate64, long_mode
 from hvtests.vmx.capabilities import CpuModel
 from hvtests.vmx.model import VmxMachine
+from hvtests.vmx.vmcs import Vmcs
 
 REGION, FIRST, SECOND, DATA = 0x30000, 0x31000, 0x32000, 0x38000
 CF, ZF = 1, 1 << 6
@@ -37,7 +38,7 @@ class Root:
             machine.memory.set_u32(region, machine.model.vmcs_revision)
         for vector in range(32):
             at = HANDLERS + 16 * vector
-            machine.memory.write(GATES + 16 * vector, (at & 0xFFFF | 0x8 << 16 | 0x8E00 << 32 | at >> 16 << 48).to_bytes(16, "little"))
+            machine.memory.write(GATES + 16 * vector, gate64(at))
             machine.memory.write(at, assemble(f"mov r14d, {vector + 1}; mov r13, [rsp]; hlt", at))
         machine.cpu.set_table(L.IDTR, GATES, 0xFFF)
 
@@ -176,7 +177,7 @@ def test_fields_survive_vmclear_and_another_vmcs() -> None:
                          ids=lambda field: field.name)
 def test_every_field_holds_what_was_written(field: arch.Field) -> None:
     """Each field keeps exactly its width; one machine would do, but a failing field should have a name."""
-    vmcs = _shared_vmcs()
+    vmcs = Vmcs(0x1000)
     value = 0xF1E2D3C4B5A69788
     vmcs.vmwrite(field, False, value)
     assert vmcs.vmread(field.encoding) == value & (1 << field.bits) - 1
@@ -184,11 +185,6 @@ def test_every_field_holds_what_was_written(field: arch.Field) -> None:
         vmcs.vmwrite(field, True, 0x12345678)
         assert vmcs.vmread(field.high_encoding) == 0x12345678
         assert vmcs.vmread(field.encoding) == 0x12345678_B5A69788
-
-
-def _shared_vmcs():  # type: ignore[no-untyped-def]
-    from hvtests.vmx.vmcs import Vmcs
-    return Vmcs(0x1000)
 
 
 def test_vmread_and_vmwrite_of_what_is_no_field() -> None:
@@ -226,7 +222,8 @@ def test_memory_operand_faults() -> None:
 
 def test_high_and_full_access_to_a_64_bit_field() -> None:
     code = CURRENT + ("mov eax, 0x2010; mov rbx, 0x1111111122222222; vmwrite rax, rbx; mov eax, 0x2011;"
-                      f"mov ebx, 0x33333333; vmwrite rax, rbx; {SAVE} vmread rcx, rax; mov eax, 0x2010; vmread rdx, rax")
+                      f"mov ebx, 0x33333333; vmwrite rax, rbx; {SAVE} vmread rcx, rax;"
+                      "mov eax, 0x2010; vmread rdx, rax")
     root = Root(code).run()
     assert root.machine.cpu.gprs[L.Q_RCX] == 0x33333333
     assert root.machine.cpu.gprs[L.Q_RDX] == 0x3333333322222222

@@ -112,6 +112,7 @@ class GuestMemory:
     def __init__(self, memory: Memory, ept: Ept) -> None:
         self._memory, self._ept = memory, ept
         self._walk_access = READ | WRITE if ept.flags_used else READ
+        self._mark_access = READ | WRITE if ept.flags_used else WRITE
 
     def _at(self, address: int, access: int) -> int:
         found = self._ept.walk(address, access)
@@ -141,7 +142,7 @@ class GuestMemory:
         return self._memory.u64(self._walk_at(address, self._walk_access))
 
     def set_u32(self, address: int, value: int) -> None:
-        self._memory.set_u32(self._walk_at(address, self._walk_access | WRITE), value)
+        self._memory.set_u32(self._walk_at(address, self._mark_access), value)
 
     def set_u64(self, address: int, value: int) -> None:
-        self._memory.set_u64(self._walk_at(address, self._walk_access | WRITE), value)
+        self._memory.set_u64(self._walk_at(address, self._mark_access), value)

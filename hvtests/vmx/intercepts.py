@@ -20,7 +20,8 @@ from hvtests.vmx.prepared import Controls
 if TYPE_CHECKING:
     from hvtests.vmx.model import Vmx
 
-UD = 6
+DB, UD = 1, 6
+RFLAGS_TF, DR6_BS = 1 << 8, 1 << 14
 CPUID, GETSEC, HLT, INVD, INVLPG, RDPMC, RDTSC = 10, 11, 12, 13, 14, 15, 16
 MWAIT, MONITOR, PAUSE, GDTR_IDTR, LDTR_TR, RDTSCP, PREEMPTION_TIMER, WBINVD, XSETBV = 36, 39, 40, 46, 47, 51, 52, 54, 55
 CR4_VMXE, CR4_SMXE = 1 << 13, 1 << 14
@@ -100,9 +101,13 @@ class Intercepts:
         q[L.Q_INTERCEPT] = q[L.Q_INTERCEPT] & ~bit | (bit if wanted else 0)
 
     def attempt(self, action: Callable[[], None]) -> None:
-        """Do an instruction; what it raises is delivered, or exits."""
+        """Do an instruction; what it raises is delivered, or exits, and so is the trap of single-stepping after it."""
+        stepping = self.fabric.q[L.Q_RFLAGS] & RFLAGS_TF
         try:
             action()
+            if stepping and self.vmx.guest is not None:
+                self.cpu.dr[6] |= DR6_BS
+                self.vmx.events.raised(DB)
         except (Fault, PageFault) as fault:
             self.vmx.events.fault(fault)
         except EptExit as failure:
@@ -204,7 +209,9 @@ class Intercepts:
     def undefined(self) -> None:
         """#UD: VMX instructions and GETSEC exit; the rest is the guest's exception."""
         found = self.cpu.instruction()
-        if found is None or not self._exits_as_undefined(found):
+        if found is not None and found.opcode == 0xF1:      # INT1, unknown to the engine
+            self.vmx.events.software_interrupt()
+        elif found is None or not self._exits_as_undefined(found):
             self.vmx.events.raised(UD)
 
     def _exits_as_undefined(self, found: Instruction) -> bool:
