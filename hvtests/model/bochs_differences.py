@@ -7,6 +7,7 @@ it refuses in another way. `as_bochs` judges an entry as Bochs does, so that not
 from __future__ import annotations
 
 from generator.arch import descriptors as d
+from generator.arch.cr import CR0_WP, CR4_CET
 from generator.arch.events import EventType
 from hvtests.model.bochs_entry import ENTERED, LOST, Outcome
 from hvtests.vmx.checks import RULES, Checker, EntryState, Failure
@@ -35,6 +36,11 @@ STRICTER: dict[str, tuple[str, str]] = {
 OTHERWISE: dict[str, tuple[str, str]] = {
     "ctl.entry.smm": ("27.2.1.3", "\"entry to SMM\" outside SMM is an invalid control, error 7; Bochs: reason 33"),
     "ctl.event.type": ("27.2.1.3", "type 7 is reserved without monitor trap flag, error 7; Bochs goes on and panics"),
+    "ctl.event.error_code_type": ("27.2.1.3", "an error code with exceptions only, IA32_VMX_BASIC[56] or not; Bochs "
+                                              "does not look where that bit is 1"),
+    "ctl.event.error_code_real_mode": ("27.2.1.3", "no error code while CR0.PE is 0, IA32_VMX_BASIC[56] or not; "
+                                                   "Bochs does not look where that bit is 1"),
+    "host.cr4.cet_needs_wp": ("27.2.2", "CR4.CET needs CR0.WP, error 8; Bochs enters, and panics at the VM exit"),
     "guest.blocking.sti_for_nmi": ("27.8", "qualification 3 for an NMI while STI blocks; Bochs gives 0"),
     "guest.pending_debug.reserved": ("27.3.1.5", "bits 63:32 are reserved too; Bochs reads 32 bits"),
 }
@@ -54,8 +60,10 @@ def outcome_of(failure: Failure | None) -> Outcome:
 def as_bochs(state: EntryState) -> Outcome:
     """What Bochs makes of an entry: our rules, changed by the tables above and by nothing else."""
     info = state.read("VM_ENTRY_INTR_INFO_FIELD")
-    panics = bool(info >> 31) and info >> 8 & 7 == EventType.OTHER_EVENT
-    skipped = set(LACKS)
+    panics = bool(info >> 31) and info >> 8 & 7 == EventType.OTHER_EVENT and not state.cap.has("MONITOR_TRAP_FLAG")
+    skipped = {*LACKS, "host.cr4.cet_needs_wp"}
+    if state.cap.any_error_code:
+        skipped |= {"ctl.event.error_code_type", "ctl.event.error_code_real_mode"}
     if panics:
         skipped |= {"ctl.event.type", "ctl.event.vector_other"}
     if state.read("VM_ENTRY_CONTROLS") & ENTRY_TO_SMM:
@@ -69,7 +77,8 @@ def as_bochs(state: EntryState) -> Outcome:
         return outcome
     if _cs_rpl(state) or "ctl.entry.smm" in skipped:
         return Outcome("exit", 33, 0)
-    return LOST if outcome == ENTERED and panics else outcome
+    cet_without_wp = state.read("HOST_CR4") & CR4_CET and not state.read("HOST_CR0") & CR0_WP
+    return LOST if outcome == ENTERED and (panics or cet_without_wp) else outcome
 
 
 def _cs_rpl(state: EntryState) -> bool:

@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from generator.arch.vmcs import BY_NAME, FIELDS, FieldType
+from hvtests.model.bochs_cpus import BOCHS_NAMES
 from hvtests.model.valid_state import EPT_PML4, GUEST_TABLES, VMCS_POINTER
 from hvtests.runners.bochs import BochsRunner
+from hvtests.vmx.capabilities import CpuModel
 
-REVISION = 0x2B
 VMXON_REGION = 0x30_0000
 STAGE2, PML4, GDT_AND_STACK, TABLES = 0x1_0000, 0x1_1000, 0x1_5000, 0x1_6000
 LOAD_LIMIT = 0x9_0000
@@ -28,15 +29,18 @@ LINKED, LINKED_SHADOW, VTPR_PAGE = 0x32_0000, 0x32_1000, 0x32_2000
 PAE_TABLE, PAE_TABLE_BAD = 0x21_0000, 0x21_2000
 WRITABLE = [field for field in FIELDS if field.type is not FieldType.READ_ONLY]
 
-# 32-bit words of memory that are not 0 and that checks look at; the model is given the same.
-MEMORY = {
-    VMCS_POINTER: REVISION,
-    LINKED: REVISION,
-    LINKED_SHADOW: 1 << 31 | REVISION,
-    VTPR_PAGE + 0x80: 0x50,
-    PAE_TABLE: 0x21_1001,      # a good PDPTE
-    PAE_TABLE_BAD: 0x21_1003,  # one with a reserved bit
-}
+
+def memory(cap: CpuModel) -> dict[int, int]:
+    """The 32-bit words of memory that are not 0 and that checks look at: for the image, and for the model."""
+    return {
+        VMCS_POINTER: cap.vmcs_revision,
+        LINKED: cap.vmcs_revision,
+        LINKED_SHADOW: 1 << 31 | cap.vmcs_revision,
+        VTPR_PAGE + 0x80: 0x50,
+        PAE_TABLE: 0x21_1001,      # a good PDPTE
+        PAE_TABLE_BAD: 0x21_1003,  # one with a reserved bit
+    }
+
 
 Fields = dict[str, int]
 
@@ -69,11 +73,12 @@ class Outcome:
 ENTERED, LOST = Outcome("entered"), Outcome("lost")
 
 
-def try_entries(bases: dict[str, Fields], trials: Sequence[Trial], timeout: float = 60.0) -> list[Outcome]:
-    """The outcome of each trial in Bochs, in order."""
+def try_entries(cap: CpuModel, bases: dict[str, Fields], trials: Sequence[Trial],
+                timeout: float = 60.0) -> list[Outcome]:
+    """The outcome of each trial in Bochs with the CPU that `cap` describes, in order."""
     outcomes: list[Outcome] = []
     while len(outcomes) < len(trials):
-        told = _boot(bases, trials[len(outcomes):], timeout)
+        told = _boot(cap, bases, trials[len(outcomes):], timeout)
         outcomes += told
         if len(outcomes) < len(trials) and not told.complete:
             outcomes.append(LOST)
@@ -84,11 +89,11 @@ class _Told(list[Outcome]):
     complete = True
 
 
-def _boot(bases: dict[str, Fields], trials: Sequence[Trial], timeout: float) -> _Told:
+def _boot(cap: CpuModel, bases: dict[str, Fields], trials: Sequence[Trial], timeout: float) -> _Told:
     with tempfile.TemporaryDirectory(prefix="hvforge-entry-") as name:
         image = Path(name) / "entry.img"
-        tried = _make_image(Path(name), bases, trials, image)
-        result = BochsRunner(memory_mib=64).run(image, timeout=timeout)
+        tried = _make_image(Path(name), cap, bases, trials, image)
+        result = BochsRunner(cpu=BOCHS_NAMES[cap.name], memory_mib=64).run(image, timeout=timeout)
     text = result.debugcon.decode("latin-1")
     told = _Told(_outcome(line) for line in re.findall(r"@([VIWX]\S+(?: \S+)?)\n", text))
     told.complete = "@E0" in text
@@ -111,12 +116,13 @@ def _outcome(line: str) -> Outcome:
 
 # -- the image -----------------------------------------------------------------------------------------------------
 
-def _make_image(directory: Path, bases: dict[str, Fields], trials: Sequence[Trial], image: Path) -> int:
+def _make_image(directory: Path, cap: CpuModel, bases: dict[str, Fields], trials: Sequence[Trial],
+                image: Path) -> int:
     """Write the image; returns how many trials fit in it."""
-    _, vm_exit = _assemble(directory, "bochs_entry.s", STAGE2, _symbols(TABLES, TABLES, TABLES, TABLES, 1))
+    _, vm_exit = _assemble(directory, "bochs_entry.s", STAGE2, _symbols(cap, TABLES, TABLES, TABLES, TABLES, 1))
     names = list(bases)
     copies = TABLES
-    copy_data = _copies()
+    copy_data = _copies(cap)
     encodings = copies + len(copy_data)
     base_table = encodings + 8 * len(WRITABLE)
     cases = base_table + 8 * len(WRITABLE) * len(names)
@@ -134,7 +140,7 @@ def _make_image(directory: Path, bases: dict[str, Fields], trials: Sequence[Tria
         count += 1
     case_data = b"".join(parts)
     code, _ = _assemble(directory, "bochs_entry.s", STAGE2,
-                        _symbols(copies, encodings, base_table, cases, count))
+                        _symbols(cap, copies, encodings, base_table, cases, count))
     payload = bytearray(TABLES - STAGE2)
     payload[: len(code)] = code
     assert len(code) <= PML4 - STAGE2
@@ -149,10 +155,10 @@ def _make_image(directory: Path, bases: dict[str, Fields], trials: Sequence[Tria
     return count
 
 
-def _symbols(copies: int, encodings: int, bases: int, cases: int, count: int) -> dict[str, int]:
+def _symbols(cap: CpuModel, copies: int, encodings: int, bases: int, cases: int, count: int) -> dict[str, int]:
     return {"STACK": GDT_AND_STACK + 0xFF0, "COPIES": copies, "ENCODINGS": encodings, "FIELDS": len(WRITABLE),
             "BASES": bases, "CASES": cases, "COUNT": count, "VMXON": VMXON_REGION, "VMCS": VMCS_POINTER,
-            "REVISION": REVISION}
+            "REVISION": cap.vmcs_revision}
 
 
 def _assemble(directory: Path, source: str, origin: int, symbols: dict[str, int]) -> tuple[bytes, int]:
@@ -187,14 +193,14 @@ def _ept() -> bytes:
     return bytes(tables)
 
 
-def _copies() -> bytes:
+def _copies(cap: CpuModel) -> bytes:
     """What stands at addresses that the boot does not load: tables of the guest, words of memory, guest code (HLT)."""
     pieces = [
         (GUEST_TABLES, _identity(GUEST_TABLES, 0x3, 0x83)),
         (PAE_TABLE + 0x1000, b"".join(struct.pack("<Q", index << 21 | 0x83) for index in range(512))),
         (EPT_PML4, _ept()),
         (0x40_0000, b"\xf4" * 64),
-        *((address, struct.pack("<I", value)) for address, value in MEMORY.items()),
+        *((address, struct.pack("<I", value)) for address, value in memory(cap).items()),
     ]
     data = b"".join(struct.pack("<QQ", address, len(piece)) + piece for address, piece in pieces)
     return (data + bytes(16)).ljust(-(-(len(data) + 16) // 8) * 8, b"\0")
