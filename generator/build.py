@@ -54,12 +54,12 @@ def build(path: Path, formats: Iterable[str] = tuple(FORMATS), template_dirs: It
     core = make_core(spec, directories, ASSEMBLE_SECONDS)
     image = Image(core)
     for name in formats:
-        image.files[name] = _medium(core, name)
+        image.files[name] = medium(core, name)
     return image
 
 
-def _medium(core: Core, name: str) -> bytes:
-    """One format's bytes."""
+def medium(core: Core, name: str) -> bytes:
+    """The bytes of one format (a key of FORMATS)."""
     segments = [
         Segment(address, data, core.layout.core_end - address if address == layout.CORE else 0)
         for address, data in core.segments
