@@ -20,6 +20,7 @@ from hvtests.machine.paging import FETCH
 from hvtests.machine.ports import Ports
 from hvtests.machine.registers import CpuModel, MsrFile
 from hvtests.machine.root import RootMode
+from hvtests.machine.sigint import sigint_calls
 from hvtests.machine.stop import Limits, Stop, StopKind, StopRun, unmodelled
 
 SLICE = 1 << 22   # ticks between two looks at the real-time limit
@@ -52,6 +53,7 @@ class Machine:
         self.nmi_pending = False
         self._alarms: dict[str, tuple[int, Callable[[], None]]] = {}
         self._next_alarm = self._guest_deadline = NEVER
+        self._interrupted = False
         self.on_guest_deadline: Callable[[], None] = lambda: None
         self.check_cr: Callable[[int, int], None] = _any_value
         self.reset()
@@ -112,9 +114,11 @@ class Machine:
         if limit.ticks is not None:
             self.set_alarm("limit", self.fabric.ticks + limit.ticks, _tick_limit)
         self._real_time_end = end
+        self._interrupted = False
         try:
-            self._watch()
-            self.fabric.run()
+            with sigint_calls(self._interrupt):
+                self._watch()
+                self.fabric.run()
         except StopRun as ended:
             if ended.stop.kind is not StopKind.TIMEOUT:
                 self.stopped = ended.stop
@@ -130,6 +134,11 @@ class Machine:
         self.stopped = stop
         if self.fabric.running:
             raise StopRun(stop)
+
+    def _interrupt(self) -> None:
+        """SIGINT: come to `on_deadline` before the next block of code starts."""
+        self._interrupted = True
+        self._next_alarm = self.fabric.deadline = 0
 
     def _watch(self) -> None:
         if self._real_time_end is not None and time.monotonic() > self._real_time_end:
@@ -187,6 +196,8 @@ class Machine:
 
     def on_deadline(self) -> None:
         """Call the alarms that are due."""
+        if self._interrupted:
+            raise KeyboardInterrupt
         now = self.fabric.ticks
         if self._guest_deadline <= now:
             self._guest_deadline = NEVER
