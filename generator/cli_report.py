@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from generator.explain import Explanation
     from hvtests.verification import Verification
 
-_PIPE_WIDTH = 160   # columns where the output is no terminal
+_PIPE_WIDTH = 10_000   # columns where the output is no terminal: nothing is folded
 _FILES = {
     ".img": "BIOS disk", ".iso": "El Torito ISO", ".elf": "multiboot1 kernel", ".json": "map", ".lst": "listing",
 }
