@@ -11,6 +11,7 @@ from generator.arch.cr import CR0_WP, CR4_CET
 from generator.arch.events import EventType
 from hvtests.model.bochs_entry import ENTERED, LOST, Outcome
 from hvtests.vmx.checks import RULES, Checker, EntryState, Failure
+from hvtests.vmx.checks.controlbits import ENTRY_LOAD_CET_STATE, ENTRY_TO_SMM
 
 # rule -> (section, what the manual says and Bochs does)
 LACKS: dict[str, tuple[str, str]] = {
@@ -31,6 +32,7 @@ LACKS: dict[str, tuple[str, str]] = {
 STRICTER: dict[str, tuple[str, str]] = {
     "CS.RPL": ("27.3.1.2", "Bochs wants RPL of CS to equal (non-conforming) or not to be below (conforming) its DPL; "
                            "the manual compares DPL of CS with DPL of SS"),
+    "SSP": ("27.3.1.4", "Bochs wants the guest's SSP canonical; by the manual bit 47 may differ from bits 63:48"),
 }
 
 OTHERWISE: dict[str, tuple[str, str]] = {
@@ -44,8 +46,6 @@ OTHERWISE: dict[str, tuple[str, str]] = {
     "guest.blocking.sti_for_nmi": ("27.8", "qualification 3 for an NMI while STI blocks; Bochs gives 0"),
     "guest.pending_debug.reserved": ("27.3.1.5", "bits 63:32 are reserved too; Bochs reads 32 bits"),
 }
-
-ENTRY_TO_SMM = 1 << 10
 
 
 def outcome_of(failure: Failure | None) -> Outcome:
@@ -75,10 +75,19 @@ def as_bochs(state: EntryState) -> Outcome:
         outcome = Outcome("exit", 33, 0)
     if outcome.kind == "fail" or (outcome.kind == "exit" and outcome.qualification != 2):
         return outcome
-    if _cs_rpl(state) or "ctl.entry.smm" in skipped:
+    if _cs_rpl(state) or _ssp(state) or "ctl.entry.smm" in skipped:
         return Outcome("exit", 33, 0)
     cet_without_wp = state.read("HOST_CR4") & CR4_CET and not state.read("HOST_CR0") & CR0_WP
     return LOST if outcome == ENTERED and (panics or cet_without_wp) else outcome
+
+
+def stricter(state: EntryState) -> str:
+    """The row of `STRICTER` by which Bochs refuses an entry that the manual allows."""
+    return "CS.RPL" if _cs_rpl(state) else "SSP"
+
+
+def _ssp(state: EntryState) -> bool:
+    return bool(state.entry & ENTRY_LOAD_CET_STATE) and not state.cap.is_canonical(state.read("GUEST_SSP"))
 
 
 def _cs_rpl(state: EntryState) -> bool:

@@ -40,7 +40,7 @@ REGISTERS: tuple[Break, ...] = (
     broken("guest.efer.lme", flip(GUEST_IA32_EFER=0x100)),
     broken("guest.bndcfgs.valid", on("LOAD_IA32_BNDCFGS"), put(GUEST_BNDCFGS=4), cpu="everything"),
     broken("guest.bndcfgs.valid", on("LOAD_IA32_BNDCFGS"), put(GUEST_BNDCFGS=NONCANONICAL), cpu="everything"),
-    broken("guest.rtit_ctl.reserved", on("LOAD_IA32_RTIT_CTL"), put(GUEST_IA32_RTIT_CTL=1 << 9), cpu="everything"),
+    broken("guest.rtit_ctl.reserved", on("LOAD_IA32_RTIT_CTL"), put(GUEST_IA32_RTIT_CTL=1 << 18), cpu="everything"),
     broken("guest.lbr_ctl.reserved", on("LOAD_IA32_LBR_CTL"), put(GUEST_IA32_LBR_CTL=1 << 4), cpu="everything"),
     broken("guest.pkrs.upper", on("ENTRY.LOAD_PKRS"), put(GUEST_IA32_PKRS=1 << 32), cpu="everything"),
     broken("guest.uinv.upper", on("LOAD_UINV"), put(GUEST_UINV=0x100), cpu="everything"),

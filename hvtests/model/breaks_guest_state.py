@@ -33,7 +33,7 @@ FLOW: tuple[Break, ...] = (
     broken("guest.rflags.vm_without_pe", flip(GUEST_CR0=0x8000_0001), mode=Mode.V8086),
     broken("guest.rflags.if_for_interrupt", event(0x20, 0)),
     broken("guest.ssp.valid", CET, put(GUEST_SSP=0x1002), cpu="everything"),
-    broken("guest.ssp.valid", CET, put(GUEST_SSP=NONCANONICAL), cpu="everything"),
+    broken("guest.ssp.valid", CET, put(GUEST_SSP=1 << 48), cpu="everything"),
     broken("guest.ssp.valid", CET, put(GUEST_SSP=1 << 32), cpu="everything", mode=Mode.PROTECTED),
 )
 

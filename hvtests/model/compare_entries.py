@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from hvtests.model.bochs_cpus import LYNNFIELD, SKYLAKE_X, TIGERLAKE
-from hvtests.model.bochs_differences import LACKS, OTHERWISE, STRICTER, as_bochs, outcome_of
+from hvtests.model.bochs_differences import LACKS, OTHERWISE, STRICTER, as_bochs, outcome_of, stricter
 from hvtests.model.bochs_entry import Outcome, Trial, memory, try_entries
 from hvtests.model.breaking import Words
 from hvtests.model.entry_trials import Sample
@@ -69,7 +69,7 @@ def compare(sample: Sample, trials: Sequence[Trial], told: Sequence[Outcome]) ->
             result.unexplained.append(f"{trial}: Bochs: {outcome}; the rules: {ours}")
         elif outcome_of(failure) != outcome:
             known = failure is not None and failure.rule.id in LACKS | OTHERWISE
-            result.explained[failure.rule.id if known and failure else next(iter(STRICTER))] += 1
+            result.explained[failure.rule.id if known and failure else stricter(state)] += 1
     return result
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-from generator.arch.controls import PROCBASED, PROCBASED2
+from generator.arch.controls import ENTRY, PROCBASED, PROCBASED2
 from generator.arch.vmcs import BY_NAME
 from hvtests.model.bochs_entry import LINKED, LINKED_SHADOW, PAE_TABLE, PAE_TABLE_BAD, VTPR_PAGE, Fields, Trial
 from hvtests.model.breaks_controls import CONTROLS
@@ -137,6 +137,9 @@ class Sample:
         for side in ("GUEST", "HOST"):
             for kind in range(9):
                 yield _trial("LONG", **{f"{side}_IA32_PAT": 0x0007_0406_0007_0406 & ~(0xFF << 16) | kind << 16})
+        cet = self.bases["LONG"]["VM_ENTRY_CONTROLS"] | ENTRY.mask("LOAD_CET_STATE")
+        for bit in (0, 1, 2, 31, 32, 46, 47, 48, 63):
+            yield _trial("LONG", VM_ENTRY_CONTROLS=cet, GUEST_SSP=1 << bit)
         yield from self._flips("LONG", "HOST_CR0", 5, 16, 18, 31, 0, 32, 63, 1, 4)
         yield from self._flips("LONG", "HOST_CR4", *range(32), 32, 63)
         yield from self._flips("LONG", "HOST_CR3", 40, 47, 51, 52, 63)

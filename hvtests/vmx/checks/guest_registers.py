@@ -13,6 +13,9 @@ from hvtests.vmx.msr_rules import pat_valid
 SET = RuleSet(Stage.GUEST, "27.3.1.1")
 rule = SET.rule
 
+# SDM 3C 33.2.8.2 [32.2.8.2]; bits of features that CPUID leaf 14H does not report are let pass
+RTIT_CTL_RESERVED = 0x7F << 57 | 0x7F << 48 | 7 << 28 | 1 << 23 | 1 << 18
+
 
 @rule("guest.cr0.fixed", *PROC2, "GUEST_CR0")
 def cr0_fixed(s: EntryState) -> bool:
@@ -158,9 +161,8 @@ def bndcfgs(s: EntryState) -> bool:
 
 @rule("guest.rtit_ctl.reserved", ENTRY, "GUEST_IA32_RTIT_CTL")
 def rtit_ctl(s: EntryState) -> bool:
-    """If "load IA32_RTIT_CTL" is 1, reserved bits of GUEST_IA32_RTIT_CTL (63:48, 18, 9 and those of features that
-    CPUID leaf 14H does not report) must be 0."""
-    return not s.entry & c.LOAD_IA32_RTIT_CTL or not s.read("GUEST_IA32_RTIT_CTL") & 0xFFFF_0000_0004_0200
+    """If "load IA32_RTIT_CTL" is 1, bits 63:57, 54:48, 30:28, 23 and 18 of GUEST_IA32_RTIT_CTL must be 0."""
+    return not s.entry & c.LOAD_IA32_RTIT_CTL or not s.read("GUEST_IA32_RTIT_CTL") & RTIT_CTL_RESERVED
 
 
 @rule("guest.lbr_ctl.reserved", ENTRY, "GUEST_IA32_LBR_CTL")

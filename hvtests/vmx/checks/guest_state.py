@@ -96,13 +96,14 @@ def rflags_if(s: EntryState) -> bool:
 
 @FLOW.rule("guest.ssp.valid", ENTRY, "GUEST_SSP", "GUEST_CS_AR_BYTES")
 def ssp(s: EntryState) -> bool:
-    """If the VM-entry control "load CET state" is 1, bits 1:0 of GUEST_SSP must be 0; its bits 63:32 too outside
-    64-bit mode, else it must be canonical."""
+    """If the VM-entry control "load CET state" is 1, bits 1:0 of GUEST_SSP must be 0; in 64-bit mode its bits at and
+    above the linear-address width must be identical (the highest bit below them may differ), else bits 63:32 must
+    be 0."""
     if not s.entry & c.ENTRY_LOAD_CET_STATE:
         return True
     value = s.read("GUEST_SSP")
     if s.ia32e and s.read("GUEST_CS_AR_BYTES") & d.AR_L:
-        return not value & 3 and s.cap.is_canonical(value)
+        return not value & 3 and value >> s.cap.linear_bits in (0, ALL_ONES >> s.cap.linear_bits)
     return not value & 3 and not value >> 32
 
 
