@@ -25,6 +25,7 @@ VMXON_REGION = 0x30_0000
 STAGE2, PML4, GDT_AND_STACK, TABLES = 0x1_0000, 0x1_1000, 0x1_5000, 0x1_6000
 LOAD_LIMIT = 0x9_0000
 CHUNK = 64 * 512
+MEMORY_MIB = 64
 LINKED, LINKED_SHADOW, VTPR_PAGE = 0x32_0000, 0x32_1000, 0x32_2000
 PAE_TABLE, PAE_TABLE_BAD = 0x21_0000, 0x21_2000
 WRITABLE = [field for field in FIELDS if field.type is not FieldType.READ_ONLY]
@@ -93,7 +94,7 @@ def _boot(cap: CpuModel, bases: dict[str, Fields], trials: Sequence[Trial], time
     with tempfile.TemporaryDirectory(prefix="hvforge-entry-") as name:
         image = Path(name) / "entry.img"
         tried = _make_image(Path(name), cap, bases, trials, image)
-        result = BochsRunner(cpu=BOCHS_NAMES[cap.name], memory_mib=64).run(image, timeout=timeout)
+        result = BochsRunner(cpu=BOCHS_NAMES[cap.name], memory_mib=MEMORY_MIB).run(image, timeout=timeout)
     text = result.debugcon.decode("latin-1")
     told = _Told(_outcome(line) for line in re.findall(r"@([VIWX]\S+(?: \S+)?)\n", text))
     told.complete = "@E0" in text

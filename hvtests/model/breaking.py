@@ -49,14 +49,14 @@ def off(*names: str) -> Change:
 
 
 class Words:
-    """Memory of which only some 32-bit words are not 0."""
+    """`size` bytes of memory of which only some 32-bit words are not 0; beyond them all bits are 1."""
 
-    def __init__(self, words: Mapping[int, int]) -> None:
-        self.words = words
+    def __init__(self, words: Mapping[int, int], size: int = 1 << 52) -> None:
+        self.words, self.size = words, size
 
     def u32(self, address: int) -> int:
         """The word at a multiple of 4."""
-        return self.words.get(address, 0)
+        return self.words.get(address, 0) if address < self.size else 0xFFFF_FFFF
 
     def u64(self, address: int) -> int:
         """Two words."""

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from hvtests.model.bochs_cpus import LYNNFIELD, SKYLAKE_X, TIGERLAKE
-from hvtests.model.bochs_differences import LACKS, OTHERWISE, STRICTER, as_bochs, outcome_of, stricter
-from hvtests.model.bochs_entry import Outcome, Trial, memory, try_entries
+from hvtests.model.bochs_differences import ALL, as_bochs, outcome_of, row_of
+from hvtests.model.bochs_entry import MEMORY_MIB, Outcome, Trial, memory, try_entries
 from hvtests.model.breaking import Words
 from hvtests.model.entry_trials import Sample
 from hvtests.model.valid_state import VMCS_POINTER
@@ -46,7 +46,7 @@ def state_of(sample: Sample, trial: Trial) -> EntryState:
     """The entry that a trial is, for the rules."""
     values = dict(sample.bases[trial.base])
     values.update(trial.changes)
-    return EntryState.of(values, sample.cap, Words(memory(sample.cap)), vmcs_pointer=VMCS_POINTER)
+    return EntryState.of(values, sample.cap, Words(memory(sample.cap), MEMORY_MIB << 20), vmcs_pointer=VMCS_POINTER)
 
 
 def compare(sample: Sample, trials: Sequence[Trial], told: Sequence[Outcome]) -> Comparison:
@@ -68,8 +68,7 @@ def compare(sample: Sample, trials: Sequence[Trial], told: Sequence[Outcome]) ->
             ours = f"{outcome_of(failure)}" + (f" by {failure.rule.id}" if failure else "")
             result.unexplained.append(f"{trial}: Bochs: {outcome}; the rules: {ours}")
         elif outcome_of(failure) != outcome:
-            known = failure is not None and failure.rule.id in LACKS | OTHERWISE
-            result.explained[failure.rule.id if known and failure else stricter(state)] += 1
+            result.explained[row_of(state, failure, outcome)] += 1
     return result
 
 
@@ -88,7 +87,7 @@ def main(count: int) -> int:
         result = compare_on(cap, count)
         print(f"{cap.name}: " + ", ".join(f"{number} {outcome}" for outcome, number in result.outcomes.most_common()))
         for rule, number in result.explained.most_common():
-            section, why = (LACKS | STRICTER | OTHERWISE)[rule]
+            section, why = ALL[rule]
             print(f"{number:6} explained: {rule}: {why} (SDM 3C {section})")
         for line in result.unexplained:
             print(f"NOT EXPLAINED: {line}")

@@ -188,6 +188,9 @@ class Sample:
         yield from self._flips("LONG", "GUEST_PENDING_DBG_EXCEPTIONS", *range(20), 63)
         yield from (_trial("LONG", VMCS_LINK_POINTER=pointer) for pointer in (
             0, 1, LINKED, LINKED | 0x800, LINKED_SHADOW, 1 << 40, VMCS_POINTER, (1 << 64) - 2))
+        for other in ({"GUEST_ACTIVITY_STATE": 4}, {"GUEST_INTERRUPTIBILITY_INFO": 3}, {"GUEST_RFLAGS": 0},
+                      {"GUEST_PENDING_DBG_EXCEPTIONS": 1 << 4}, {"GUEST_CR0": 0}, {"VIRTUAL_PROCESSOR_ID": 0}):
+            yield _trial("LONG", VMCS_LINK_POINTER=1, **other)
         for field in ("GUEST_PDPTR0", "GUEST_PDPTR1", "GUEST_PDPTR2", "GUEST_PDPTR3"):
             for bit in range(64):
                 yield _trial("PAE", **{field: 1 | 1 << bit})
