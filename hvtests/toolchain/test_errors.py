@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -9,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from generator import errors
-from generator.cli import INTERNAL_ERROR, INTERRUPTED
+from generator.cli import BROKEN_PIPE, INTERNAL_ERROR, INTERRUPTED
 from hvtests.runners.base import Verdict
-from hvtests.toolchain.command import MINIMAL, hvforge, one_vm
+from hvtests.toolchain.command import CHECKOUT, MINIMAL, hvforge, one_vm
+from hvtests.verification import NOT_VERIFIED
 
 Capture = pytest.CaptureFixture[str]
 
@@ -233,6 +235,9 @@ def test_each_class_of_errors_has_a_status_that_nothing_else_has() -> None:
     assert len(classes) == 10
     assert len(set(taken)) == len(taken)
     assert all(0 <= status < 256 for status in taken)
+    listed = (CHECKOUT / "docs" / "exit-codes.md").read_text()
+    for status in [*taken, NOT_VERIFIED, BROKEN_PIPE]:
+        assert re.search(rf"(^|[^0-9A-Za-z]){status}\b", listed, re.MULTILINE), status
 
 
 def test_unreadable_things_name_the_file(tmp_path: Path, capfd: Capture) -> None:
