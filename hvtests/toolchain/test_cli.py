@@ -95,7 +95,7 @@ def test_verify_reports_everything_and_returns_0(capfd: Capture) -> None:
     ran = hvforge(capfd, "verify", MINIMAL)
     assert (ran.status, ran.err) == (0, "")
     for words in ("memory of VM long", "[long] hello from 64-bit mode", "hvforge: end 0x10 FINISHED",
-                  "ok  every VM ended as expected", "all held", "counted alike by the image", "verified: FINISHED"):
+                  "ok  every VM ended as expected", ": all held", "counted alike by the image", "verified: FINISHED"):
         assert words in ran.out, words
     assert re.search(r"^real +HLT +1 +1$", ran.out, re.MULTILINE)
 

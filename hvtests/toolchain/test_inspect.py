@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from generator import vmcs_init
 from generator.build import Image, build, write
 from generator.errors import ImageFileError
 from generator.inspection import Inspection, inspect
 from generator.inspection.media import read_medium
 from generator.inspection.paging import MappedRange, ept_ranges, msrs_without_exit, page_ranges, ports_without_exit
 from generator.inspection.text import as_text, size_text
+from generator.inspection.vmcs import OPERATIONS
 from generator.mapfile import image_map
 from hvtests.toolchain.command import MINIMAL, hvforge
 
@@ -268,3 +270,7 @@ def test_somebody_elses_disk_is_told_as_far_as_it_goes(tmp_path: Path, capfd: py
 def test_map_of_files_on_disk_is_the_map_of_the_build(image: Image, tmp_path: Path) -> None:
     write(image, tmp_path)
     assert json.loads((tmp_path / "minimal.map.json").read_text()) == json.loads(json.dumps(image_map(image.core)))
+
+
+def test_every_operation_of_a_row_is_put_in_words() -> None:
+    assert set(OPERATIONS) == set(vmcs_init.OPERATIONS)
