@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from hvtests.machine.imagefile import ImageFormat, recognise
+from hvtests.runners import kvm
 from hvtests.runners.base import (
     DEFAULT_TIMEOUT,
     RunResult,
@@ -21,7 +22,6 @@ from hvtests.runners.base import (
     emulator_missing,
     judge,
 )
-from hvtests.runners import kvm
 from hvtests.runners.media import place
 from hvtests.runners.process import Ended, supervise
 
