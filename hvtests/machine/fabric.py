@@ -1,25 +1,23 @@
 """The CPU engine: Unicorn 2.1.4 with its intercepts switched on, so that every event of a system reaches one handler.
 
-This is the only file that reaches into Unicorn (:mod:`hvtests.machine.layout` holds the numbers it found right,
-:mod:`hvtests.machine.native` the machine code that runs inside). Unicorn's build keeps QEMU's SVM intercepts and
-nested paging; with the fields below set, an intercepted instruction, an exception or a nested page fault ends the
-instruction before it has done anything and calls the handler, which may change any state and return.
+This is the only place that reaches into Unicorn: hvtests.machine.layout holds the numbers, fabric_probe makes sure of
+them, native has the machine code that runs inside. Unicorn's build keeps QEMU's SVM intercepts and nested paging; with
+the fields below set, an intercepted instruction, an exception or a nested page fault ends the instruction before it has
+done anything and calls the handler, which may change any state and return.
 """
 
 from __future__ import annotations
 
 import ctypes
 import mmap
-import platform
-import sys
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from generator.errors import EngineError
 from hvtests.machine import layout as L
 from hvtests.machine import native
+from hvtests.machine.fabric_probe import check_version, pointer, probe, unknown
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -47,13 +45,15 @@ class Fabric:
     """
 
     def __init__(self, ram: int) -> None:
-        _check_version()
+        check_version()
         self.dispatch: dict[int, Callable[[], None]] = {}
         self.other: Callable[[int], None] = _no_handler
         self.unmapped: Callable[[int, int], None] = _no_memory
         self._failure: BaseException | None = None
         self.running = False
         self._requests = 0
+        self.side = 0                                        # 1 while a guest runs
+        self.side_changed: Callable[[], None] = lambda: None    # called where native code has changed `side`
         self.code = 0      # of the event being handled
         self._uc = uc.Uc(uc.UC_ARCH_X86, uc.UC_MODE_64)
         self._uc.ctl_set_cpu_model(x86_const.UC_CPU_X86_SKYLAKE_SERVER)
@@ -64,7 +64,7 @@ class Fabric:
         self.scratch_q = self.scratch.cast("Q")
         self._lib = ctypes.PyDLL(uclib._name)   # holds the interpreter lock: callbacks are cheaper
         self._open_state()
-        _probe(self)
+        probe(self._uc, self.q, self.i)
         self._cpu_argument = ctypes.c_void_p(self.cpu)
         self._env_argument = ctypes.c_void_p(self.env)
         self._engine_argument = ctypes.c_void_p(self.engine)
@@ -80,22 +80,22 @@ class Fabric:
     def _map(self, address: int, size: int) -> memoryview:
         memory = mmap.mmap(-1, size)
         self._maps.append(memory)
-        pointer = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-        self._uc.mem_map_ptr(address, size, uc.UC_PROT_ALL, pointer)
+        where = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        self._uc.mem_map_ptr(address, size, uc.UC_PROT_ALL, where)
         return memoryview(memory)
 
     def _open_state(self) -> None:
-        self.cpu = _pointer(self.engine + L.CPU_POINTER_AT, "the CPU")
-        self.env = _pointer(self.cpu + L.ENV_POINTER_AT, "the registers")
-        if _pointer(self.env + L.BACK_POINTER_AT, "the engine") != self.engine:
-            raise _unknown("the CPU's pointer back to the engine")
+        self.cpu = pointer(self.engine + L.CPU_POINTER_AT, "the CPU")
+        self.env = pointer(self.cpu + L.ENV_POINTER_AT, "the registers")
+        if pointer(self.env + L.BACK_POINTER_AT, "the engine") != self.engine:
+            raise unknown("the CPU's pointer back to the engine")
         raw = (ctypes.c_char * L.ENV_SIZE).from_address(self.env)
         self.b = memoryview(raw).cast("B")
         self.q = self.b[:L.ENV_SIZE & ~7].cast("Q")
         self.i = self.b[:L.ENV_SIZE & ~3].cast("I")
         self.cr_dr_masks = self.b[L.CR_READ_MASK_AT:L.CR_READ_MASK_AT + 8].cast("H")
         size = L.TLB_COUNT * L.TLB_DESCRIPTOR_SIZE
-        self._tlb_address = _pointer(self.cpu + L.TLB_END_POINTER_AT, "the TLBs") - size
+        self._tlb_address = pointer(self.cpu + L.TLB_END_POINTER_AT, "the TLBs") - size
         self._tlbs = memoryview((ctypes.c_char * size).from_address(self._tlb_address)).cast("B").cast("Q")
         self._request = ctypes.c_uint32.from_address(self.cpu + L.INTERRUPT_REQUEST_AT)
         self._next_flags = ctypes.c_uint32.from_address(self.cpu + L.CFLAGS_NEXT_TB_AT)
@@ -103,46 +103,50 @@ class Fabric:
     def _function(self, name: str, result: object, *arguments: object) -> Callable[..., int]:
         function = getattr(self._lib, name + _SUFFIX, None)
         if function is None:
-            raise _unknown(f"function {name}{_SUFFIX}")
+            raise unknown(f"function {name}{_SUFFIX}")
         function.restype, function.argtypes = result, arguments
         return function  # type: ignore[no-any-return]
 
     def _bind_functions(self) -> None:
-        pointer = ctypes.c_void_p
-        self._tlb_flush = self._function("tlb_flush", None, pointer)
-        self._tlb_flush_page = self._function("tlb_flush_page", None, pointer, ctypes.c_uint64)
-        self._update_hflags = self._function("x86_update_hflags", None, pointer)
-        self._cc_compute = self._function("cpu_cc_compute_all", ctypes.c_uint32, pointer, ctypes.c_int)
-        self._invalidate = self._function("tb_invalidate_phys_range", None, pointer, ctypes.c_uint64, ctypes.c_uint64)
-        self._set_cr0 = self._function("cpu_x86_update_cr0", None, pointer, ctypes.c_uint32)
-        self._set_cr4 = self._function("cpu_x86_update_cr4", None, pointer, ctypes.c_uint32)
+        address = ctypes.c_void_p
+        self._tlb_flush = self._function("tlb_flush", None, address)
+        self._update_hflags = self._function("x86_update_hflags", None, address)
+        self._cc_compute = self._function("cpu_cc_compute_all", ctypes.c_uint32, address, ctypes.c_int)
+        self._invalidate = self._function("tb_invalidate_phys_range", None, address, ctypes.c_uint64, ctypes.c_uint64)
+        self._set_cr0 = self._function("cpu_x86_update_cr0", None, address, ctypes.c_uint32)
+        self._set_cr4 = self._function("cpu_x86_update_cr4", None, address, ctypes.c_uint32)
         self._emu_start = self._lib.uc_emu_start
-        self._emu_start.argtypes = [pointer, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_size_t]
+        self._emu_start.argtypes = [address, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_size_t]
         self._emu_start.restype = ctypes.c_int
         self._emu_stop = self._lib.uc_emu_stop
-        self._emu_stop.argtypes = [pointer]
+        self._emu_stop.argtypes = [address]
 
     def _install_hooks(self) -> None:
         self._thunks = native.Thunks()
         self._box = box = memoryview(self._thunks.box).cast("B").cast("Q")
         box[native.BOX_CPU] = self.cpu
         box[native.BOX_LOOP_EXIT] = _address(self._function("cpu_loop_exit", None))
+        box[native.BOX_ENV] = self.env
+        box[native.BOX_TLB_FLUSH] = _address(self._tlb_flush)
+        box[native.BOX_CC_COMPUTE] = _address(self._cc_compute)
+        box[native.BOX_ALARM] = box[native.BOX_GUEST_DEADLINE] = NEVER
         box[native.BOX_LOOP_EXIT_RESTORE] = _address(self._function("cpu_loop_exit_restore", None))
         box[native.BOX_TLBS] = self._tlb_address
         box[native.BOX_PAGES] = len(self.ram) >> 12
         box[native.BOX_DEADLINE] = NEVER
         self._io = box.cast("B").cast("I")
         fill = ctypes.c_uint64.from_address(
-            _pointer(self.cpu + L.CLASS_POINTER_AT, "the CPU's class") + L.TLB_FILL_AT)
+            pointer(self.cpu + L.CLASS_POINTER_AT, "the CPU's class") + L.TLB_FILL_AT)
         box[native.BOX_TLB_FILL] = fill.value
         fill.value = self._thunks.addresses["tlb_fill"]
         interrupt = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p)
         invalid = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_int, ctypes.c_uint64, ctypes.c_int,
                                    ctypes.c_int64, ctypes.c_void_p)
         self._callbacks = (interrupt(self._on_event), invalid(self._on_unmapped))
-        event, unmapped = (_address(callback) for callback in self._callbacks)
+        python, unmapped = (_address(callback) for callback in self._callbacks)
+        box[native.BOX_PYTHON] = box[native.BOX_EVENT] = python
         self._handles: list[ctypes.c_size_t] = []
-        self._hook(uc_const.UC_HOOK_INTR, event)
+        self._hook(uc_const.UC_HOOK_INTR, self._thunks.addresses["event"])
         self._hook(uc_const.UC_HOOK_MEM_INVALID, unmapped)
         self._hook(uc_const.UC_HOOK_BLOCK, self._thunks.addresses["block"])
         for name, instruction in (("in", x86_const.UC_X86_INS_IN), ("out", x86_const.UC_X86_INS_OUT),
@@ -182,6 +186,13 @@ class Fabric:
 
     # -- running ---------------------------------------------------------------------------------------------------
 
+    def settle(self) -> None:
+        """Make Python's view follow a change of side that native code made."""
+        side = self._box[native.BOX_SIDE]
+        if side != self.side:
+            self.side = side
+            self.side_changed()
+
     def run(self) -> None:
         """Run from the current RIP until :meth:`stop`. Raises what the handler raised, or EngineError."""
         self._failure = None
@@ -193,6 +204,7 @@ class Fabric:
             status = self._emu_start(self._engine_argument, q[L.Q_RIP], 0, 0, 0)
         finally:
             self.running = False
+            self.settle()
         failure, self._failure = self._failure, None
         if failure is not None:
             raise failure
@@ -206,6 +218,8 @@ class Fabric:
     def _on_event(self, _engine: int, code: int, _box: int) -> None:
         self.code = code
         try:
+            if self._box[native.BOX_SIDE] != self.side:
+                self.settle()
             handler = self.dispatch.get(code)
             if handler is None:
                 self.other(code)
@@ -268,10 +282,6 @@ class Fabric:
         """Forget every translation of linear addresses."""
         self._tlb_flush(self._cpu_argument)
 
-    def flush_page(self, linear: int) -> None:
-        """Forget the translation of one linear address."""
-        self._tlb_flush_page(self._cpu_argument, linear)
-
     def invalidate(self, start: int, end: int) -> None:
         """Forget code translated from RAM in `start` .. `end` - 1, which has been written from outside."""
         self._invalidate(self._engine_argument, start, end)
@@ -279,7 +289,7 @@ class Fabric:
     def set_requests(self, bits: int) -> None:
         """Raise these interrupt lines (layout.REQUEST_*) and lower the others."""
         if bits != self._requests:
-            self._requests = bits
+            self._requests = self._box[native.BOX_REQUESTS] = bits
             self._request.value = self._request.value & ~_REQUESTS | bits
 
     def restrict_pages(self, no_fetch: bytearray | None, fetch_only: bytearray | None) -> None:
@@ -311,13 +321,45 @@ class Fabric:
         return self._box[native.BOX_TICKS]
 
     @property
-    def deadline(self) -> int:
+    def alarm(self) -> int:
         """The first block that would start at this tick or later becomes CODE_DEADLINE instead."""
-        return self._box[native.BOX_DEADLINE]
+        return self._box[native.BOX_ALARM]
 
-    @deadline.setter
-    def deadline(self, ticks: int) -> None:
-        self._box[native.BOX_DEADLINE] = ticks
+    @alarm.setter
+    def alarm(self, ticks: int) -> None:
+        box = self._box
+        box[native.BOX_ALARM] = ticks
+        box[native.BOX_DEADLINE] = min(ticks, box[native.BOX_GUEST_DEADLINE])
+
+    @property
+    def guest_deadline(self) -> int:
+        """The same, for the VMX-preemption timer: set at each VM entry."""
+        return self._box[native.BOX_GUEST_DEADLINE]
+
+    @guest_deadline.setter
+    def guest_deadline(self, ticks: int) -> None:
+        box = self._box
+        box[native.BOX_GUEST_DEADLINE] = ticks
+        box[native.BOX_DEADLINE] = min(ticks, box[native.BOX_ALARM])
+
+    @property
+    def debugctl(self) -> int:
+        """IA32_DEBUGCTL."""
+        return self._box[native.BOX_DEBUGCTL]
+
+    @debugctl.setter
+    def debugctl(self, value: int) -> None:
+        self._box[native.BOX_DEBUGCTL] = value
+
+    def switch_side(self, side: int) -> None:
+        """Note that a guest runs now (1), or none (0)."""
+        self.side = self._box[native.BOX_SIDE] = side
+
+    def extend(self, text: str) -> memoryview:
+        """Let machine code see each event before Python: called with engine, code and box as Unicorn's hook of
+        interrupts is, and to jump to BOX_PYTHON with what it leaves. The box' words, for both."""
+        self._box[native.BOX_EVENT] = self._thunks.place(text)
+        return self._box
 
     @property
     def fault_address(self) -> int:
@@ -354,72 +396,3 @@ def _no_handler(code: int) -> None:
 
 def _no_memory(kind: int, address: int) -> None:
     raise EngineError(f"no memory at {address:#x} (access kind {kind})")
-
-
-def _unknown(what: str) -> EngineError:
-    return EngineError(f"this build of unicorn lays out its CPU otherwise than the 2.1.4 wheel for x86-64 Linux "
-                       f"(looked for {what}): install unicorn==2.1.4 from PyPI")
-
-
-def _check_version() -> None:
-    found = tuple(int(part) for part in uc.__version__.split(".")[:3])
-    if found != L.ENGINE_VERSION:
-        raise EngineError(f"unicorn {uc.__version__} is installed; the harness needs exactly 2.1.4 "
-                          "(pip install unicorn==2.1.4)")
-    if platform.machine().lower() not in ("x86_64", "amd64") or sys.maxsize < 1 << 32:
-        raise EngineError(f"the harness runs on x86-64 hosts only, this one is {platform.machine()}")
-
-
-def _readable(address: int) -> bool:
-    """Whether 8 bytes at `address` can be read; where the system does not tell, whether it looks like a pointer."""
-    if address % 8 or not 0x1000 <= address < 1 << 47:
-        return False
-    maps = Path("/proc/self/maps")
-    if not maps.exists():
-        return True
-    for line in maps.read_text().splitlines():
-        first, _, rest = line.partition("-")
-        last, mode = rest.split()[:2]
-        if int(first, 16) <= address < int(last, 16):
-            return mode.startswith("r")
-    return False
-
-
-def _pointer(address: int, what: str) -> int:
-    if not _readable(address):
-        raise _unknown(what)
-    value = ctypes.c_uint64.from_address(address).value
-    if not _readable(value):
-        raise _unknown(what)
-    return value
-
-
-def _probe(fabric: Fabric) -> None:
-    """Write through the public API what can be written there, and find it in the struct."""
-    engine, q, i = fabric._uc, fabric.q, fabric.i
-    names = ("RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI", *(f"R{n}" for n in range(8, 16)))
-    words: list[tuple[str, int]] = [(name, number) for number, name in enumerate(names)]
-    words += [("RIP", L.Q_RIP), ("CR2", L.Q_CR + 2), ("DR0", L.Q_DR), ("DR3", L.Q_DR + 3),
-              ("FS_BASE", L.q_base(L.FS)), ("GS_BASE", L.q_base(L.GS))]
-    for number, (name, word) in enumerate(words):
-        register = getattr(x86_const, f"UC_X86_REG_{name}")
-        before, value = engine.reg_read(register), 0x1234_5678_9ABC + number * 0x1_0001
-        engine.reg_write(register, value)
-        if q[word] != value:
-            raise _unknown(name)
-        engine.reg_write(register, before)
-    for number, (name, segment) in enumerate((("GDTR", L.GDTR), ("IDTR", L.IDTR), ("LDTR", L.LDTR), ("TR", L.TR))):
-        register = getattr(x86_const, f"UC_X86_REG_{name}")
-        before, base, limit = engine.reg_read(register), 0xABCD_0000 + number, 0x7654 + number
-        engine.reg_write(register, (number, base, limit, 0))
-        if q[L.q_base(segment)] != base or i[L.i_limit(segment)] != limit:
-            raise _unknown(name)
-        engine.reg_write(register, before)
-    for name, address, word in (("STAR", 0xC000_0081, L.Q_STAR), ("LSTAR", 0xC000_0082, L.Q_LSTAR),
-                                ("KERNEL_GS_BASE", 0xC000_0102, L.Q_KERNEL_GS_BASE), ("PAT", 0x277, L.Q_PAT),
-                                ("SYSENTER_EIP", 0x176, L.Q_SYSENTER_EIP), ("TSC_AUX", 0xC000_0103, L.Q_TSC_AUX)):
-        before = engine.msr_read(address)
-        engine.msr_write(address, 0x0007_0406_0006_0105)
-        if q[word] != 0x0007_0406_0006_0105:
-            raise _unknown(name)
-        engine.msr_write(address, before)

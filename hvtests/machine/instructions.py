@@ -55,8 +55,11 @@ class Instructions:
     def cpuid(self) -> None:
         cpu, q = self.cpu, self.fabric.q
         length = self.current().length
-        q[L.Q_RAX], q[L.Q_RBX], q[L.Q_RCX], q[L.Q_RDX] = self.model.cpuid(
-            q[L.Q_RAX] & MASK32, q[L.Q_RCX] & MASK32, cr4=q[L.Q_CR + 4], long_mode=cpu.code_bits == 64)
+        leaf, subleaf, cr4, long = q[L.Q_RAX] & MASK32, q[L.Q_RCX] & MASK32, q[L.Q_CR + 4], cpu.code_bits == 64
+        values = self.model.cpuid(leaf, subleaf, cr4=cr4, long_mode=long)
+        q[L.Q_RAX], q[L.Q_RBX], q[L.Q_RCX], q[L.Q_RDX] = values
+        if long:
+            self.machine.on_cpuid(leaf, subleaf, cr4, values)
         cpu.advance(length)
 
     def msr(self) -> None:

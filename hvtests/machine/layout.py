@@ -22,6 +22,7 @@ TLB_COUNT = 3
 TLB_DESCRIPTOR_SIZE = 16
 TLB_ENTRY_SHIFT = 6
 TLB_ENTRY_CODE_AT = 16      # linear page that may be fetched, then the physical page
+TLB_ENTRY_ADDEND_AT = 32    # linear address to address in this process
 
 # In the CPU (byte offsets).
 CFLAGS_NEXT_TB_AT = 24      # u32: flags of the next translated block only; ~0 = the usual ones

@@ -18,12 +18,14 @@ from hvtests.machine.instructions import Instructions
 from hvtests.machine.memory import Memory
 from hvtests.machine.paging import FETCH
 from hvtests.machine.ports import Ports
-from hvtests.machine.registers import CpuModel, MsrFile
+from hvtests.machine.registers import Cpuid, CpuModel, MsrFile
 from hvtests.machine.root import RootMode
 from hvtests.machine.sigint import sigint_calls
 from hvtests.machine.stop import Limits, Stop, StopKind, StopRun, unmodelled
 
-SLICE = 1 << 22   # ticks between two looks at the real-time limit: 1 ms of plain code, 0.3 s of nothing but VM exits
+# Ticks between two looks at the real-time limit: fitted to take about WATCH seconds, whatever the software does.
+SLICE_MIN, SLICE_MAX = 1 << 14, 1 << 22
+WATCH = 0.05
 _ACCESS_KINDS = {19: "read", 20: "write", 21: "fetch", 22: "write", 23: "read", 24: "fetch"}
 
 
@@ -52,8 +54,8 @@ class Machine:
         self._interrupts: list[int] = []
         self.nmi_pending = False
         self._alarms: dict[str, tuple[int, Callable[[], None]]] = {}
-        self._next_alarm = self._guest_deadline = NEVER
         self._interrupted = False
+        self.on_cpuid: Callable[[int, int, int, Cpuid], None] = lambda _leaf, _subleaf, _cr4, _values: None
         self.on_guest_deadline: Callable[[], None] = lambda: None
         self.check_cr: Callable[[int, int], None] = _any_value
         self.reset()
@@ -114,6 +116,7 @@ class Machine:
         if limit.ticks is not None:
             self.set_alarm("limit", self.fabric.ticks + limit.ticks, _tick_limit)
         self._real_time_end = end
+        self._slice, self._watched = SLICE_MIN, time.monotonic()
         self._interrupted = False
         try:
             with sigint_calls(self._interrupt):
@@ -138,12 +141,18 @@ class Machine:
     def _interrupt(self) -> None:
         """SIGINT: come to `on_deadline` before the next block of code starts."""
         self._interrupted = True
-        self._next_alarm = self.fabric.deadline = 0
+        self.fabric.alarm = 0
 
     def _watch(self) -> None:
-        if self._real_time_end is not None and time.monotonic() > self._real_time_end:
+        now = time.monotonic()
+        if self._real_time_end is not None and now > self._real_time_end:
             raise StopRun(Stop(StopKind.TIMEOUT, "the real-time limit was reached"))
-        self.set_alarm("watch", self.fabric.ticks + SLICE, self._watch)
+        taken, self._watched = now - self._watched, now
+        if taken < WATCH / 2:
+            self._slice = min(2 * self._slice, SLICE_MAX)
+        elif taken > 2 * WATCH:
+            self._slice = max(self._slice // 2, SLICE_MIN)
+        self.set_alarm("watch", self.fabric.ticks + self._slice, self._watch)
 
     def _on_other(self, code: int) -> None:
         raise unmodelled(f"engine event {code:#x} at {self.cpu.code_linear:#x}")
@@ -180,27 +189,21 @@ class Machine:
         self._alarms.pop(name, None)
         self._set_deadline()
 
-    def set_guest_deadline(self, ticks: int) -> None:
-        """Call `on_guest_deadline` at this tick: the VMX-preemption timer, set at each VM entry. NEVER: not at all."""
-        self._guest_deadline = ticks
-        self.fabric.deadline = min(ticks, self._next_alarm)
-
     def after_one_instruction(self, action: Callable[[], None]) -> None:
         """Call `action` before the second instruction from here."""
         self.fabric.single_instruction()
         self.set_alarm("instruction", self.fabric.ticks + 1, action)
 
     def _set_deadline(self) -> None:
-        self._next_alarm = min((ticks for ticks, _ in self._alarms.values()), default=NEVER)
-        self.fabric.deadline = min(self._next_alarm, self._guest_deadline)
+        self.fabric.alarm = min((ticks for ticks, _ in self._alarms.values()), default=NEVER)
 
     def on_deadline(self) -> None:
         """Call the alarms that are due."""
         if self._interrupted:
             raise KeyboardInterrupt
         now = self.fabric.ticks
-        if self._guest_deadline <= now:
-            self._guest_deadline = NEVER
+        if self.fabric.guest_deadline <= now:
+            self.fabric.guest_deadline = NEVER
             self.on_guest_deadline()
         due = sorted((ticks, name) for name, (ticks, _) in self._alarms.items() if ticks <= now)
         for _, name in due:

@@ -16,13 +16,20 @@ from hvtests.machine import layout as L
 
 # Words of the box.
 (BOX_CPU, BOX_LOOP_EXIT, BOX_TLB_FILL, BOX_TICKS, BOX_DEADLINE, BOX_LINEAR, BOX_ACCESS, BOX_IO, BOX_IO_VALUE,
- BOX_NO_FETCH, BOX_FETCH_ONLY, BOX_PAGES, BOX_TLBS, BOX_LOOP_EXIT_RESTORE) = range(14)
-BOX_WORDS = 16
+ BOX_NO_FETCH, BOX_FETCH_ONLY, BOX_PAGES, BOX_TLBS, BOX_LOOP_EXIT_RESTORE, BOX_ENV, BOX_EVENT, BOX_PYTHON,
+ BOX_TLB_FLUSH, BOX_CC_COMPUTE, BOX_ALARM, BOX_GUEST_DEADLINE, BOX_REQUESTS, BOX_DEBUGCTL, BOX_SIDE) = range(24)
+BOX_EXTENSION = 24      # from here on for whoever replaces BOX_EVENT
+BOX_WORDS = 64
 
 _LEAVE = f"mov dword ptr [rdi + {L.EXCEPTION_INDEX_AT}]"
 
+SIZE = 4 * mmap.PAGESIZE
+
 # Name -> text. Arguments are those of Unicorn's callbacks in the System V calling convention; `{box}` its address.
 _THUNKS = {
+    # uc, code, box: to Python, or to an extension that tries first
+    "event": f"""
+        jmp   qword ptr [rdx + {8 * BOX_EVENT}]""",
     # uc, port, size, box
     "in": f"""
         mov   [rcx + {8 * BOX_IO}], esi
@@ -134,12 +141,16 @@ class Thunks:
     def __init__(self) -> None:
         self.box = (ctypes.c_uint64 * BOX_WORDS)()
         self.box_address = ctypes.addressof(self.box)
-        self._memory = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
-        base = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
-        self.addresses: dict[str, int] = {}
-        at = 0
-        for name, text in _THUNKS.items():
-            code = _assemble(text.format(box=self.box_address))
-            self._memory[at:at + len(code)] = code
-            self.addresses[name] = base + at
-            at += (len(code) + 15) & ~15
+        self._memory = mmap.mmap(-1, SIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+        self._base = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
+        self._used = 0
+        self.addresses = {name: self.place(text.format(box=self.box_address)) for name, text in _THUNKS.items()}
+
+    def place(self, text: str) -> int:
+        """Assemble position-independent 64-bit code and put it where it can run; its address."""
+        code = _assemble(text)
+        at = self._used
+        self._used += (len(code) + 15) & ~15
+        assert self._used <= SIZE, "no room for native code"
+        self._memory[at:at + len(code)] = code
+        return self._base + at

@@ -55,6 +55,8 @@ class MsrFile:
             0x10: clock.set,
             0x174: lambda value: i.__setitem__(L.I_SYSENTER_CS, value & 0xFFFF_FFFF),
         }
+        self._readers[0x1D9] = lambda: fabric.debugctl
+        self._writers[0x1D9] = lambda value: setattr(fabric, "debugctl", value)
         for address, word in _IN_ENGINE.items():
             self._readers[address] = lambda word=word: q[word]  # type: ignore[misc]
             self._writers[address] = lambda value, word=word: q.__setitem__(word, value)  # type: ignore[misc]

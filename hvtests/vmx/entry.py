@@ -12,7 +12,6 @@ from hvtests.vmx.checks import HOST_LMA, EntryState, Failure, msr_load
 from hvtests.vmx.msr_lists import read_list
 from hvtests.vmx.prepared import (
     CONTROL_FIELDS,
-    CR0_KEPT,
     DERIVING_FIELDS,
     EFER_LME_LMA,
     HOST_FIELDS,
@@ -21,12 +20,13 @@ from hvtests.vmx.prepared import (
     Controls,
     HostState,
 )
-from hvtests.vmx.vmcs import WORD, Vmcs
+from hvtests.vmx.vmcs import CR0_KEPT, QUICK, WORD, Vmcs
 
 if TYPE_CHECKING:
     from hvtests.vmx.model import Vmx
 
 INVALID_GUEST_STATE, MSR_LOADING, PREEMPTION_TIMER = 33, 34, 52
+_CONTROLS = WORD["VM_ENTRY_CONTROLS"]
 _INFO, _ERROR, _LENGTH = (WORD[name] for name in (
     "VM_ENTRY_INTR_INFO_FIELD", "VM_ENTRY_EXCEPTION_ERROR_CODE", "VM_ENTRY_INSTRUCTION_LEN"))
 _INTERRUPTIBILITY, _ACTIVITY, _PENDING = (WORD[name] for name in (
@@ -36,7 +36,6 @@ _TIMER, _DR7, _DEBUGCTL, _PAT = (WORD[name] for name in (
 _SYSENTER_CS, _SYSENTER_ESP, _SYSENTER_EIP = (WORD[name] for name in (
     "GUEST_SYSENTER_CS", "GUEST_SYSENTER_ESP", "GUEST_SYSENTER_EIP"))
 _PDPTES = tuple(WORD[f"GUEST_PDPTR{n}"] for n in range(4))
-DEBUGCTL = 0x1D9
 
 
 class Entry:
@@ -53,18 +52,19 @@ class Entry:
         A failure in guest state or MSR loading has become a VM exit when this returns None.
         """
         vmx = self.vmx
-        dirty = vmcs.dirty
-        if dirty is None or dirty or self._host_lma_changed():
-            failure = self._check(vmcs, dirty)
-            if failure is not None:
-                vmx.last_failure = failure
-                if failure.instruction_error is not None:
-                    return failure.instruction_error
-                self._prepare(vmcs, None)
-                vmx.exit.entry_failed(vmcs, INVALID_GUEST_STATE, failure.qualification)
-                return None
+        dirty = vmcs.dirty() if vmcs.checked else None
+        failure = self._check(vmcs, dirty)
+        if failure is not None:
+            vmx.last_failure = failure
+            if failure.instruction_error is not None:
+                return failure.instruction_error
+            self._prepare(vmcs, None)
+            vmx.exit.entry_failed(vmcs, INVALID_GUEST_STATE, failure.qualification)
+            return None
+        if dirty is None or dirty:
             self._prepare(vmcs, dirty)
         vmx.controls, vmx.guest = vmcs.controls, vmcs
+        vmx.controls.entry = vmcs.q[_CONTROLS]    # VM exits write "IA-32e mode guest"
         self._load(vmcs, vmx.controls, derive=dirty is None or not dirty.isdisjoint(DERIVING_FIELDS))
         if vmx.controls.msr_lists:
             refused = self._load_msrs(vmcs)
@@ -73,28 +73,29 @@ class Entry:
                 vmx.exit.entry_failed(vmcs, MSR_LOADING, refused)
                 return None
         vmcs.launched = True
-        vmcs.dirty = set()
+        vmcs.pass_checks()
+        if not vmcs.q[QUICK]:
+            vmx.quick.prepare(vmcs, vmx.controls, vmcs.host)
         self._begin(vmcs, vmx.controls)
         return None
 
     # -- checks ----------------------------------------------------------------------------------------------------
 
-    def _host_lma_changed(self) -> bool:
-        return bool(self.cpu.efer >> 10 & 1) is not self._host_lma
-
-    def _check(self, vmcs: Vmcs, dirty: set[str] | None) -> Failure | None:
+    def _check(self, vmcs: Vmcs, dirty: frozenset[str] | None) -> Failure | None:
         lma = bool(self.cpu.efer >> 10 & 1)
         if lma is not self._host_lma and dirty is not None:
-            dirty.add(HOST_LMA)
+            dirty |= {HOST_LMA}
         self._host_lma = lma
         state = EntryState(vmcs.read, self.vmx.model, self.machine.memory, vmcs_pointer=vmcs.address, host_lma=lma)
         return self.vmx.checker.run(state, dirty)
 
-    def _prepare(self, vmcs: Vmcs, dirty: set[str] | None) -> None:
+    def _prepare(self, vmcs: Vmcs, dirty: frozenset[str] | None) -> None:
         if dirty is None or not dirty.isdisjoint(CONTROL_FIELDS):
             vmcs.controls = Controls(vmcs)
+            vmcs.q[QUICK] = 0
         if dirty is None or not dirty.isdisjoint(HOST_FIELDS):
             vmcs.host = HostState(vmcs)
+            vmcs.q[QUICK] = 0
 
     # -- loading ---------------------------------------------------------------------------------------------------
 
@@ -116,7 +117,7 @@ class Entry:
         q[L.Q_SYSENTER_ESP], q[L.Q_SYSENTER_EIP] = guest[_SYSENTER_ESP], guest[_SYSENTER_EIP]
         if entry & c.LOAD_DEBUG_CONTROLS:
             q[L.Q_DR + 7] = guest[_DR7]
-            self.machine.msrs.store(DEBUGCTL, guest[_DEBUGCTL])
+            fabric.debugctl = guest[_DEBUGCTL]
         if entry & c.ENTRY_LOAD_IA32_PAT:
             q[L.Q_PAT] = guest[_PAT]
         blocking = guest[_INTERRUPTIBILITY]
@@ -134,6 +135,7 @@ class Entry:
                 self._check_pdptes(vmcs)
         fabric.flush()
         fabric.dispatch = self.vmx.intercepts.handlers
+        fabric.switch_side(1)
 
     def _check_pdptes(self, vmcs: Vmcs) -> None:
         """The engine has no PDPTE registers: it reads the table. Other values in the VMCS are not modelled."""

@@ -10,8 +10,8 @@ from hvtests.machine.stop import unmodelled
 from hvtests.vmx import bits as c
 from hvtests.vmx.ept import EptExit
 from hvtests.vmx.msr_lists import read_list, store_value
-from hvtests.vmx.prepared import CR0_KEPT, EFER_LME_LMA, SEGMENTS_AT, SEGMENTS_END, Controls
-from hvtests.vmx.vmcs import WORD, Vmcs
+from hvtests.vmx.prepared import EFER_LME_LMA, SEGMENTS_AT, SEGMENTS_END, Controls
+from hvtests.vmx.vmcs import CR0_KEPT, RIGHTS_STALE, WORD, Vmcs
 
 if TYPE_CHECKING:
     from hvtests.vmx.model import Vmx
@@ -29,7 +29,6 @@ _SYSENTER_CS, _SYSENTER_ESP, _SYSENTER_EIP = (WORD[name] for name in (
 _LINEAR, _PHYSICAL = WORD["GUEST_LINEAR_ADDRESS"], WORD["GUEST_PHYSICAL_ADDRESS"]
 _PDPTES = tuple(WORD[f"GUEST_PDPTR{n}"] for n in range(4))
 STORE_LMA = 1 << 5      # IA32_VMX_MISC
-DEBUGCTL = 0x1D9
 RFLAGS_RF = 1 << 16
 EPT_VIOLATION, EPT_MISCONFIGURATION = 48, 49
 LINEAR_VALID, FINAL_ACCESS, NMI_UNBLOCKING = 1 << 7, 1 << 8, 1 << 12
@@ -102,7 +101,7 @@ class Exit:
         q, i = fabric.q, fabric.i
         flags = fabric.rflags
         vmcs.b[SEGMENTS_AT:SEGMENTS_END] = fabric.b[SEGMENTS_AT:SEGMENTS_END]
-        vmcs.rights_stale = True
+        guest[RIGHTS_STALE] = 1
         guest[L.Q_CR], guest[L.Q_CR + 3], guest[L.Q_CR + 4] = q[L.Q_CR], q[L.Q_CR + 3], q[L.Q_CR + 4]
         guest[L.Q_RIP], guest[L.Q_RSP] = q[L.Q_RIP], q[L.Q_RSP]
         guest[L.Q_RFLAGS] = flags if resume_flag is None else flags & ~RFLAGS_RF | resume_flag
@@ -113,7 +112,7 @@ class Exit:
             guest[L.Q_EFER] = efer
         if exit_ & c.SAVE_DEBUG_CONTROLS:
             guest[_DR7] = q[L.Q_DR + 7]
-            guest[_DEBUGCTL] = self.machine.msrs.read(DEBUGCTL) or 0
+            guest[_DEBUGCTL] = fabric.debugctl
         if exit_ & c.SAVE_IA32_PAT:
             guest[_PAT] = q[L.Q_PAT]
         if self._stores_lma:
@@ -164,7 +163,7 @@ class Exit:
         i[L.I_SYSENTER_CS] = host.sysenter_cs
         q[L.Q_SYSENTER_ESP], q[L.Q_SYSENTER_EIP] = host.sysenter_esp, host.sysenter_eip
         q[L.Q_DR + 7] = 0x400
-        self.machine.msrs.store(DEBUGCTL, 0)
+        fabric.debugctl = 0
         nmi_blocked = i[L.I_HFLAGS2] & L.HF2_NMI and not vmx.controls.pin & c.VIRTUAL_NMIS
         i[L.I_HFLAGS2] = L.HF2_GIF | (L.HF2_NMI if nmi_blocked else 0)
         if host.hflags is None:
@@ -181,6 +180,7 @@ class Exit:
         fabric.flush()
         vmx.guest = None
         fabric.dispatch = self.machine.root.handlers
+        fabric.switch_side(0)
         if load_msrs and vmx.controls.msr_lists:
             self._load_msrs(vmcs)
         self.machine.update_lines()

@@ -17,6 +17,7 @@ from hvtests.vmx.guest_events import PREEMPTION_TIMER, GuestEvents
 from hvtests.vmx.instructions import VmxInstructions
 from hvtests.vmx.intercepts import Intercepts
 from hvtests.vmx.prepared import Controls
+from hvtests.vmx.quick import Quick
 from hvtests.vmx.records import ExitLog, ExitRecord, Injection
 from hvtests.vmx.shadow import Shadow, ShadowTables
 from hvtests.vmx.timer import PreemptionTimer
@@ -57,6 +58,9 @@ class Vmx:
         self.instructions = VmxInstructions(self)
         self.intercepts = Intercepts(self)
         self._entry = Entry(self)
+        self.quick = Quick(self)
+        machine.fabric.side_changed = self._side_changed
+        machine.on_cpuid = self.quick.remember_cpuid
         machine.root.on_undefined = self.instructions.on_undefined
         machine.on_guest_deadline = self._timer_expired
         machine.check_cr = self.check_cr
@@ -65,27 +69,45 @@ class Vmx:
 
     def enter_operation(self, region: int) -> None:
         """VMXON succeeded."""
-        self.on, self.region, self.current = True, region, None
+        self.on, self.region = True, region
+        self.set_current(None)
 
     def leave_operation(self) -> None:
         """VMXOFF: active VMCSs go back to memory."""
         for vmcs in self.active.values():
             vmcs.store(self.machine.memory)
         self.active.clear()
-        self.on, self.region, self.current = False, None, None
+        self.on, self.region = False, None
+        self.set_current(None)
 
-    def set_current(self, vmcs: Vmcs) -> None:
-        """VMPTRLD succeeded."""
+    def set_current(self, vmcs: Vmcs | None) -> None:
+        """Another VMCS is current, or none."""
         self.current = vmcs
+        self.quick.set_current(vmcs)
 
     def forget(self, vmcs: Vmcs) -> None:
         """VMCLEAR: the VMCS is no longer active, nor current."""
         if self.current is vmcs:
-            self.current = None
+            self.set_current(None)
 
     def enter(self, vmcs: Vmcs) -> int | None:
         """VM entry with the current VMCS; see Entry.enter."""
         return self._entry.enter(vmcs)
+
+    def _side_changed(self) -> None:
+        """Native code has entered or left the guest of the current VMCS."""
+        machine = self.machine
+        if machine.fabric.side:
+            assert self.current is not None
+            self.guest, self.controls = self.current, self.current.controls
+            self.controls.entry = self.current.read("VM_ENTRY_CONTROLS")
+            self.shadow = self.ept.use(self.controls.eptp)
+            machine.cpu.physical = self.shadow.memory
+            machine.fabric.dispatch = self.intercepts.handlers
+        else:
+            self.guest = self.shadow = None
+            machine.cpu.physical = machine.memory
+            machine.fabric.dispatch = machine.root.handlers
 
     def blocked_by_mov_ss(self) -> bool:
         """Whether the instruction at RIP, in root operation, follows MOV SS or POP SS."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+
 from generator.arch import vmcs as arch
 from generator.arch.vmcs import FieldType
 from hvtests.machine import layout as L
@@ -18,8 +20,6 @@ DERIVING_FIELDS = frozenset((
     "GUEST_CR0", "GUEST_CR4", "GUEST_IA32_EFER", "GUEST_RFLAGS", "VM_ENTRY_CONTROLS",
     *(f"GUEST_{name}_{part}" for name in ("CS", "SS", "DS", "ES") for part in ("BASE", "AR_BYTES"))))
 
-# CR0 bits that VM entry and VM exit leave alone: ET, NW, CD and the reserved ones (SDM 3C 27.3.2.1, 28.5.1)
-CR0_KEPT = 0xFFFF_FFFF_7FFA_FFD0
 CR4_PAE, CR4_PCIDE = 1 << 5, 1 << 17
 EFER_LME_LMA = 1 << 8 | 1 << 10
 DATA_ACCESS, CODE64_ACCESS, CODE32_ACCESS, TASK_ACCESS = 0xC093, 0xA09B, 0xC09B, 0x8B
@@ -62,8 +62,8 @@ class Controls:
 class HostState:
     """The host-state area as a VM exit loads it: SDM 3C 28.5 [27.5]."""
 
-    __slots__ = ("cr0", "cr3", "cr4", "efer", "hflags", "pat", "rip", "rsp", "segments", "sysenter_cs", "sysenter_eip",
-                 "sysenter_esp")
+    __slots__ = ("block", "cr0", "cr3", "cr4", "efer", "hflags", "pat", "rip", "rsp", "segments", "sysenter_cs",
+                 "sysenter_eip", "sysenter_esp")
 
     def __init__(self, vmcs: Vmcs) -> None:
         read, exit_ = vmcs.read, vmcs.read("VM_EXIT_CONTROLS")
@@ -95,3 +95,4 @@ class HostState:
         self.sysenter_cs = read("HOST_IA32_SYSENTER_CS")
         self.sysenter_esp, self.sysenter_eip = read("HOST_IA32_SYSENTER_ESP"), read("HOST_IA32_SYSENTER_EIP")
         self.hflags: int | None = None    # the engine's derived flags, once it has computed them
+        self.block: ctypes.Array[ctypes.c_char] | None = None    # all of it, for native code

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections import deque
+import ctypes
+import mmap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import overload
+from typing import Final, overload
+
+WORDS: Final = 6                # 64-bit words of one record
+ALL: Final = 1 << 22            # what "all" means: 192 MiB of address space, used as it fills
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,19 +34,49 @@ class Injection:
 
 
 class ExitLog(Sequence[ExitRecord]):
-    """The last `limit` exits, oldest first (None: all of them; 0: none), and `total` of all."""
+    """The last `limit` exits, oldest first (None: the last four million; 0: none), and `total` of all.
+
+    Kept in a ring that native code writes too: `start` and `end` are its addresses, `cursor` those of the next record.
+    """
 
     def __init__(self, limit: int | None) -> None:
-        self._rows: deque[tuple[int, int, int, int, int, int]] = deque(maxlen=limit)
-        self.total = 0
+        self.limit = ALL if limit is None else limit
+        self._memory = mmap.mmap(-1, max(self.limit * WORDS * 8, mmap.PAGESIZE))
+        self._words = memoryview(self._memory).cast("Q")
+        self.start = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
+        self.end = self.start + self.limit * WORDS * 8
+        self.state = memoryview(bytearray(16)).cast("Q")     # address of the next record, number of all exits
+        self.state[0] = self.start
+
+    @property
+    def total(self) -> int:
+        """How many exits there were."""
+        return self.state[1]
+
+    def use_state(self, state: memoryview) -> None:
+        """Keep cursor and total in two words that native code shares."""
+        state[0], state[1] = self.state[0], self.state[1]
+        self.state = state
 
     def add(self, *row: int) -> None:
         """Append one exit: the fields of ExitRecord in order."""
-        self.total += 1
-        self._rows.append(row)  # type: ignore[arg-type]
+        state = self.state
+        state[1] += 1
+        if self.limit:
+            at = state[0] - self.start >> 3
+            for word in row:
+                self._words[at] = word
+                at += 1
+            following = state[0] + WORDS * 8
+            state[0] = self.start if following == self.end else following
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return min(self.total, self.limit)
+
+    def _record(self, index: int) -> ExitRecord:
+        first = self.total - len(self)
+        at = (first + index) % self.limit * WORDS
+        return ExitRecord(*self._words[at:at + WORDS])
 
     @overload
     def __getitem__(self, index: int) -> ExitRecord: ...
@@ -50,8 +84,10 @@ class ExitLog(Sequence[ExitRecord]):
     def __getitem__(self, index: slice) -> list[ExitRecord]: ...
     def __getitem__(self, index: int | slice) -> ExitRecord | list[ExitRecord]:
         if isinstance(index, slice):
-            return [ExitRecord(*row) for row in list(self._rows)[index]]
-        return ExitRecord(*self._rows[index])
+            return [self._record(each) for each in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        return self._record(index % len(self))
 
     def __iter__(self) -> Iterator[ExitRecord]:
-        return (ExitRecord(*row) for row in list(self._rows))
+        return (self._record(index) for index in range(len(self)))

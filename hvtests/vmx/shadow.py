@@ -45,6 +45,7 @@ class ShadowTables:
         if pointer is None or pointer in self._shadows:
             # Pages are not reused singly: dropping all is as correct, and INVEPT is rare.
             self._shadows.clear()
+            self._vmx.quick.withdraw()
             self._next = _PAGES_FROM
 
     def use(self, pointer: int) -> Shadow:
@@ -124,6 +125,7 @@ class ShadowTables:
         size = self._machine.memory.size >> 15
         if shadow.no_fetch is None or shadow.fetch_only is None:
             shadow.no_fetch, shadow.fetch_only = bytearray(size), bytearray(size)
+            self._vmx.quick.withdraw()
             self._fabric.restrict_pages(shadow.no_fetch, shadow.fetch_only)
             self._restricting = True
         pages = shadow.fetch_only if rights & EXECUTE else shadow.no_fetch

@@ -11,25 +11,28 @@ if TYPE_CHECKING:
 
 
 class PreemptionTimer:
-    """Counts down by one each time bit X of the TSC changes, X from IA32_VMX_MISC; exits when it reaches 0."""
+    """Counts down by one each time bit X of the TSC changes by counting, X from IA32_VMX_MISC; exits at 0.
+
+    With X = 0, the modelled CPU's own, the fabric's deadline is all the state there is: native code uses it too.
+    """
 
     def __init__(self, vmx: Vmx) -> None:
-        self._machine = vmx.machine
-        self._clock = vmx.machine.clock
-        self._shift = vmx.model.preemption_timer_shift
-        self._end = 0       # value of TSC >> shift at which the timer is 0
+        self._fabric, self._clock = vmx.machine.fabric, vmx.machine.clock
+        self.shift = vmx.model.preemption_timer_shift
+        self._phase = 0     # of the TSC below bit X, when the timer was loaded
 
     def start(self, value: int) -> None:
         """Load the timer at VM entry."""
-        now = self._clock.now()
-        self._end = (now >> self._shift) + value
-        self._machine.set_guest_deadline(self._machine.fabric.ticks + max((self._end << self._shift) - now, 0))
+        self._phase = self._clock.now() & (1 << self.shift) - 1
+        self._fabric.guest_deadline = self._fabric.ticks + max((value << self.shift) - self._phase, 0)
 
     def stop(self) -> int:
-        """What is left at VM exit."""
-        self._machine.set_guest_deadline(NEVER)
-        return max(self._end - (self._clock.now() >> self._shift), 0)
+        """What is left at VM exit: 0 if it has expired."""
+        ticks = self._fabric.guest_deadline - self._fabric.ticks
+        self._fabric.guest_deadline = NEVER
+        return max(ticks + (1 << self.shift) - 1 >> self.shift, 0)
 
     def expire(self) -> None:
         """Let virtual time pass until the timer is 0: nothing runs before."""
-        self._clock.add(max((self._end << self._shift) - self._clock.now(), 0))
+        self._clock.add(max(self._fabric.guest_deadline - self._fabric.ticks, 0))
+        self._fabric.guest_deadline = self._fabric.ticks

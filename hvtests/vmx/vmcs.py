@@ -7,6 +7,8 @@ Access rights are kept twice: as software wrote them, and in the engine's form.
 
 from __future__ import annotations
 
+import ctypes
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from generator.arch import vmcs as arch
@@ -48,6 +50,20 @@ WORD: Final[dict[str, int]] = {name: index for name, (index, narrow) in PLACES.i
 _DATA_SIZE = 8 * (_WORDS_AT + len(_OWN))
 assert DATA_AT + _DATA_SIZE <= SIZE, "a VMCS outgrows its region"
 
+# Behind the field data: words that the model keeps with a VMCS, shared with native code (hvtests.vmx.quick), then one
+# byte for each field that VMWRITE has changed since the last VM entry that passed its checks.
+_STATE = _DATA_SIZE // 8
+(QUICK, CHECK, RIGHTS_STALE, INTERCEPT, INTERCEPT_CR_DR, NESTED_ROOT, HFLAGS2, OPTIONS, HOST_BLOCK,
+ IDENTITY) = range(_STATE, _STATE + 10)
+DIRTY_AT = 8 * (_STATE + 10)
+FIELD_NUMBER: Final = {field.name: number for number, field in enumerate(arch.FIELDS)}
+_BUFFER_SIZE = DIRTY_AT + len(arch.FIELDS) + 7 & ~7
+# A change of these can break no check but the ones that native code makes itself.
+UNCHECKED: Final = frozenset(("GUEST_RIP", "GUEST_RSP"))
+
+# CR0 bits that VM entry and VM exit leave alone: ET, NW, CD and the reserved ones (SDM 3C 27.3.2.1, 28.5.1)
+CR0_KEPT: Final = 0xFFFF_FFFF_7FFA_FFD0
+
 _MASKS = {FieldWidth.W16: 0xFFFF, FieldWidth.W32: 0xFFFF_FFFF, FieldWidth.W64: ~0, FieldWidth.NATURAL: ~0}
 MASK64 = (1 << 64) - 1
 ACCESS_RIGHTS: Final = tuple(f"GUEST_{name}_AR_BYTES" for name in SEGMENTS)
@@ -58,23 +74,24 @@ _ACCESS_WORDS = tuple((WORD[name], L.i_flags(number)) for number, name in enumer
 class Vmcs:
     """The VMCS whose region is at physical `address`.
 
-    `dirty` holds the names of the fields that VMWRITE changed since the last VM entry that passed its checks, or None
-    while no entry has. `q`, `i`, `b` are views of the field data. `rights_stale`: the words of the access rights have
-    to be made from the mirror first. `controls` and `host` are set by the first VM entry.
+    `q`, `i`, `b` are views of the field data and of the model's words behind it. `checked`: a VM entry has passed its
+    checks. `controls` and `host` are set by the first VM entry.
     """
 
-    __slots__ = ("address", "b", "controls", "dirty", "host", "i", "launched", "q", "rights_stale")
+    __slots__ = ("_buffer", "address", "b", "checked", "controls", "host", "i", "launched", "pointer", "q")
     controls: Controls
     host: HostState
 
     def __init__(self, address: int, data: bytes = b"") -> None:
         self.address = address
         self.launched = False
-        self.dirty: set[str] | None = None
-        self.rights_stale = False
-        self.b = memoryview(bytearray(_DATA_SIZE))
+        self.checked = False
+        self._buffer = (ctypes.c_char * _BUFFER_SIZE)()
+        self.pointer = ctypes.addressof(self._buffer)
+        self.b = memoryview(self._buffer).cast("B")
         self.q, self.i = self.b.cast("Q"), self.b.cast("I")
         self.b[:len(data)] = data[:_DATA_SIZE]
+        self.q[IDENTITY] = address
 
     @classmethod
     def load(cls, memory: Memory, address: int) -> Vmcs:
@@ -85,13 +102,13 @@ class Vmcs:
     def store(self, memory: Memory) -> None:
         """Write the field data back to the region, as VMCLEAR does."""
         self._freshen()
-        memory.write(self.address + DATA_AT, self.b.tobytes())
+        memory.write(self.address + DATA_AT, bytes(self.b[:_DATA_SIZE]))
 
     # -- fields ----------------------------------------------------------------------------------------------------
 
     def read(self, name: str) -> int:
         """A field's value by name, full width."""
-        if self.rights_stale and name in _ACCESS_RIGHTS_SET:
+        if self.q[RIGHTS_STALE] and name in _ACCESS_RIGHTS_SET:
             self._freshen()
         index, narrow = PLACES[name]
         return self.i[index] if narrow else self.q[index]
@@ -123,14 +140,33 @@ class Vmcs:
         if field.width is FieldWidth.W64 and high:
             value = self.read(field.name) & 0xFFFF_FFFF | (value & 0xFFFF_FFFF) << 32
         self.set(field.name, value)
-        if self.dirty is not None:
-            self.dirty.add(field.name)
+        self.b[DIRTY_AT + FIELD_NUMBER[field.name]] = 1
+        if field.name not in UNCHECKED:
+            self.q[CHECK] = 1
+
+    def dirty(self) -> frozenset[str]:
+        """Names of the fields that VMWRITE changed since the last VM entry that passed its checks."""
+        return _names(bytes(self.b[DIRTY_AT:]))
+
+    def pass_checks(self) -> None:
+        """A VM entry has passed its checks."""
+        self.checked = True
+        self.q[CHECK] = 0
+        self.b[DIRTY_AT:] = _CLEAN
 
     def _freshen(self) -> None:
-        if self.rights_stale:
-            self.rights_stale = False
+        if self.q[RIGHTS_STALE]:
+            self.q[RIGHTS_STALE] = 0
             for word, flags in _ACCESS_WORDS:
                 self.q[word] = access_from_flags(self.i[flags])
+
+
+_CLEAN = bytes(_BUFFER_SIZE - DIRTY_AT)
+
+
+@lru_cache(maxsize=4096)
+def _names(flags: bytes) -> frozenset[str]:
+    return frozenset(field.name for field, flag in zip(arch.FIELDS, flags, strict=False) if flag)
 
 
 def is_read_only(field: Field) -> bool:
