@@ -18,7 +18,7 @@ from generator.spec import GuestMode, ImageSpec, VmSpec
 
 TEXT64 = layout.CORE + layout.ENTRY32_SIZE
 
-# The files of the 64-bit code, in the order in which they are assembled; exit_stub first among vmx for its alignment.
+# The files of the 64-bit code, in the order in which they are assembled; start64 is first, for entry32 jumps there.
 TEXT64_FILES = (
     "cpu/start64", "cpu/features", "cpu/exceptions", "cpu/finish", "devices/console", "devices/pic",
     "vmx/on", "vmx/vmcs", "vmx/exit", "vmx/inject", "vmx/failure", "vmx/guest_state",
@@ -32,6 +32,7 @@ LOADER_UNITS = (
 LOADER_ENDS = (layout.LOADER16 - 2, layout.LOADER32, layout.LOADER_TABLE)  # the MBR ends with its signature
 
 
+REAL_MODE_STACK = 0x7C00  # where a PC's firmware leaves memory free below; for code that lies above 64 KiB
 _BITS = {GuestMode.REAL: 16, GuestMode.PROTECTED: 32, GuestMode.LONG: 64}
 
 
@@ -197,8 +198,11 @@ def _plan(
     if mode is GuestMode.LONG:
         return image_data.GuestPlan(mode, entry, tables_at, tables_at, (
             *segments, (tables_at, tables.guest_page_tables(tables_at))))
-    stack = min(address for address, _ in segments) if mode is GuestMode.REAL else vm.memory
-    return image_data.GuestPlan(mode, entry, stack & (0xFFFF if mode is GuestMode.REAL else ~0), 0, segments)
+    stack = vm.memory
+    if mode is GuestMode.REAL:
+        lowest = min(address for address, _ in segments)
+        stack = lowest if lowest <= 0xFFFF else REAL_MODE_STACK
+    return image_data.GuestPlan(mode, entry, stack, 0, segments)
 
 
 def _page_pieces(segments: Sequence[tuple[int, bytes]]) -> list[tuple[int, bytes]]:

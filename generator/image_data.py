@@ -13,7 +13,7 @@ from generator import records, tables, vmcs_init
 from generator.arch import abi, cpuid, events, instruction_errors, msr_bits, msrs, vmcs
 from generator.arch import descriptors as d
 from generator.layout import IST_STACK_SIZE, PAGE, STACK_SIZE, Blob, Kind
-from generator.names import CPUID_ANY_SUBLEAF, CPUID_ROWS_END, FEATURE_STOP, reason_rows
+from generator.names import CPUID_ANY_SUBLEAF, CPUID_ROWS_END, FEATURE_STOP, UART, reason_rows
 from generator.spec import GuestMode, ImageSpec
 from generator.vmcs_init import Row, Wanted
 
@@ -124,32 +124,44 @@ def feature_rows(pool: StringPool) -> Blob:
          for address, text, bit, skip in rows] + [records.FEATURE_ROW.pack()]))
 
 
-# CPUID leaves besides 1: (leaf, sub-leaf, masks of EAX, EBX, ECX, EDX). Zero hides a leaf: topology, caches by sharing,
-# performance counters, PT, SGX. Leaf 7 keeps what needs no control, MSR or XCR0 bit that a VM lacks.
+# CPUID leaves besides 1 that a VM has: (leaf, sub-leaf, masks of EAX, EBX, ECX, EDX, limit of EAX). Any other leaf
+# reads as zero. Leaf 7 keeps what needs no control, MSR or XCR0 bit that a VM lacks; leaf 4 keeps no sharing of caches.
 _ALL = 0xFFFF_FFFF
 _LEAF7_EBX = ("FSGSBASE", "BMI1", "AVX2", "SMEP", "BMI2", "ERMS", "RDSEED", "ADX", "SMAP", "CLFLUSHOPT", "CLWB")
+_LEAF7_ECX = ("UMIP",)
+_EXTENDED_EDX = ("SYSCALL", "NX", "PAGE1GB", "RDTSCP", "LM")
+_EXTENDED_ECX = ("LAHF64", "LZCNT", "PREFETCHW")
+_INVARIANT_TSC = 1 << 8
+_MAX_BASIC, _MAX_EXTENDED = 0xD, 0x8000_0008
+
+
+def _bits(leaf: int, register: str, names: Sequence[str]) -> int:
+    return sum(bit.mask for bit in cpuid.CPUID_BITS
+               if (bit.leaf, bit.subleaf, bit.register) == (leaf, 0, register) and bit.name in names)
+
+
 _CPUID_ROWS = (
-    (0x7, 0, 0, "leaf7", 1 << 2 | 1 << 3, 0),          # ECX: UMIP, PKU
-    (0x5, CPUID_ANY_SUBLEAF, 0, 0, 0, 0),
-    (0x6, CPUID_ANY_SUBLEAF, 0, 0, 0, 0),
-    (0x7, CPUID_ANY_SUBLEAF, 0, 0, 0, 0),
-    (0xA, CPUID_ANY_SUBLEAF, 0, 0, 0, 0),
-    (0xB, CPUID_ANY_SUBLEAF, 0, 0, 0, 0),
-    (0xD, 0, 0x7, _ALL, _ALL, 0),                      # XCR0: x87, SSE, AVX
-    (0xD, 1, 0x7, 0, 0, 0),                            # XSAVEOPT, XSAVEC, XGETBV 1; no XSAVES
-    (0xD, 2, _ALL, _ALL, _ALL, _ALL),
-    (0xD, CPUID_ANY_SUBLEAF, 0, 0, 0, 0),
-    *((leaf, CPUID_ANY_SUBLEAF, 0, 0, 0, 0) for leaf in range(0xF, 0x20)),
+    (0x0, CPUID_ANY_SUBLEAF, _ALL, _ALL, _ALL, _ALL, _MAX_BASIC),
+    (0x2, CPUID_ANY_SUBLEAF, _ALL, _ALL, _ALL, _ALL, _ALL),
+    (0x4, CPUID_ANY_SUBLEAF, 0x3FFF, _ALL, _ALL, _ALL, _ALL),
+    (0x7, 0, 0, _bits(7, "ebx", _LEAF7_EBX), _bits(7, "ecx", _LEAF7_ECX), 0, _ALL),
+    (0xD, 0, 0x7, _ALL, 0x3FF, 0, _ALL),               # XCR0: x87, SSE, AVX; 832 bytes for all of them
+    (0xD, 1, 0x1, 0, 0, 0, _ALL),                      # XSAVEOPT
+    (0xD, 2, _ALL, _ALL, _ALL, _ALL, _ALL),            # AVX
+    (0x8000_0000, CPUID_ANY_SUBLEAF, _ALL, 0, 0, 0, _MAX_EXTENDED),
+    (0x8000_0001, CPUID_ANY_SUBLEAF, _ALL, 0, _bits(0x8000_0001, "ecx", _EXTENDED_ECX),
+     _bits(0x8000_0001, "edx", _EXTENDED_EDX), _ALL),
+    *((leaf, CPUID_ANY_SUBLEAF, _ALL, _ALL, _ALL, _ALL, _ALL) for leaf in range(0x8000_0002, 0x8000_0007)),  # brand
+    (0x8000_0007, CPUID_ANY_SUBLEAF, 0, 0, 0, _INVARIANT_TSC, _ALL),
+    (0x8000_0008, CPUID_ANY_SUBLEAF, 0xFFFF, 0, 0, 0, _ALL),
 )
 
 
 def cpuid_rows() -> Blob:
     """The masks of cpuid.asm.j2, ended by a leaf that no row masks."""
-    leaf7 = sum(1 << bit.bit for bit in cpuid.CPUID_BITS
-                if (bit.leaf, bit.subleaf, bit.register) == (7, 0, "ebx") and bit.name in _LEAF7_EBX)
     data = b"".join(
-        records.CPUID_ROW.pack(leaf=leaf, subleaf=sub, eax=eax, ebx=leaf7 if ebx == "leaf7" else ebx, ecx=ecx, edx=edx)
-        for leaf, sub, eax, ebx, ecx, edx in _CPUID_ROWS
+        records.CPUID_ROW.pack(leaf=leaf, subleaf=sub, eax=eax, ebx=ebx, ecx=ecx, edx=edx, eax_limit=limit)
+        for leaf, sub, eax, ebx, ecx, edx, limit in _CPUID_ROWS
     ) + records.CPUID_ROW.pack(leaf=CPUID_ROWS_END)
     return Blob("cpuid_rows", Kind.RODATA, len(data), 4, _constant(data))
 
@@ -221,7 +233,7 @@ def range_table(name: str, ranges: Callable[[], Sequence[tuple[int, int]]], coun
 def cpu_blobs() -> list[Blob]:
     """GDT, IDT, TSS and the per-CPU struct, with the stacks and their guard pages."""
     def tss(symbols: Symbols) -> bytes:
-        return d.tss64(ist=(symbols["ist0_stack_end"],))
+        return d.tss64(ist=tuple(symbols[f"ist{number}_stack_end"] for number in range(len(tables.VECTORS_ON_IST))))
 
     def cpu(symbols: Symbols) -> bytes:
         # The scheduler looks behind `current`: before the first VM that is the one in front of it.
@@ -231,18 +243,20 @@ def cpu_blobs() -> list[Blob]:
     gdt_size, idt_size = 40, 256 * 16
     return [
         Blob("gdt", Kind.DATA, gdt_size, 8, lambda s: tables.gdt(s["tss"])),
-        Blob("gdtr", Kind.DATA, 10, 8, lambda s: tables.table_register(gdt_size - 1, s["gdt"])),
-        Blob("idtr", Kind.DATA, 10, 8, lambda s: tables.table_register(idt_size - 1, s["idt"])),
-        Blob("zero_descriptor", Kind.DATA, 16, 16),
+        Blob("gdtr", Kind.RODATA, 10, 8, lambda s: tables.table_register(gdt_size - 1, s["gdt"])),
+        Blob("idtr", Kind.RODATA, 10, 8, lambda s: tables.table_register(idt_size - 1, s["idt"])),
+        Blob("zero_descriptor", Kind.RODATA, 16, 16),
         Blob("tss", Kind.DATA, d.TSS64_SIZE, 16, tss),
-        Blob("idt", Kind.DATA, idt_size, 16, lambda s: tables.idt(s["isr_stubs"], s["isr_interrupt"])),
+        Blob("idt", Kind.RODATA, idt_size, 16, lambda s: tables.idt(s["isr_stubs"], s["isr_interrupt"])),
         Blob("cpu0", Kind.DATA, records.CPU.size, 64, cpu),
+        Blob("console_patience", Kind.DATA, 4, 4, _constant(struct.pack("<I", UART["SPIN_LIMIT"]))),
         Blob("memory_map", Kind.BSS, records.MAP_ENTRY.size * records.MEMORY_MAP_LIMIT, 16),
         Blob("memory_map_count", Kind.BSS, 8, 8),
         Blob("boot_stack", Kind.BSS, 256, 16),
         Blob("vmxon_region", Kind.BSS, PAGE, PAGE),
-        Blob("ist0_guard", Kind.GUARD, PAGE, PAGE),
-        Blob("ist0_stack", Kind.BSS, IST_STACK_SIZE, PAGE),
+        *(blob for number in range(len(tables.VECTORS_ON_IST)) for blob in (
+            Blob(f"ist{number}_guard", Kind.GUARD, PAGE, PAGE),
+            Blob(f"ist{number}_stack", Kind.BSS, IST_STACK_SIZE, PAGE))),
         Blob("cpu0_guard", Kind.GUARD, PAGE, PAGE),
         Blob("cpu0_stack", Kind.BSS, STACK_SIZE, PAGE),
     ]

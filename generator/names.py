@@ -44,6 +44,9 @@ UART: dict[str, Any] = {
     "INIT": ((1, 0), (3, 0x80), (0, 115200 // abi.COM1_BAUD), (1, 0), (3, 0x03), (2, 0xC7), (4, 0x03)),
 }
 
+E820_SIGNATURE = 0x534D4150  # ACPI 15.1
+APIC_BASE_DISABLED = 0xFEE0_0000 | msr_bits.APIC_BASE_BSP  # the architectural address, the bootstrap processor, off
+
 # 8259A: ICW1 to ICW4 of both controllers, vectors 20h and 28h, cascade on line 2, 8086 mode; then all lines masked.
 PIC_INIT = (
     (0x20, 0x11), (0xA0, 0x11), (0x21, 0x20), (0xA1, 0x28), (0x21, 4), (0xA1, 2), (0x21, 1), (0xA1, 1),
@@ -56,6 +59,7 @@ XCR0_X87, XCR0_SSE, XCR0_AVX = 1, 2, 4
 # Routines that handle an exit, by the reason's name. What is not here stops the VM with a dump (exit_unexpected).
 HANDLERS = {
     "EXCEPTION_NMI": "exit_exception_nmi", "EXTERNAL_INTERRUPT": "exit_external_interrupt",
+    "MACHINE_CHECK": "exit_machine_check",
     "TRIPLE_FAULT": "exit_triple_fault", "CPUID": "exit_cpuid", "HLT": "exit_hlt", "INVD": "exit_invd",
     "RDTSC": "exit_rdtsc", "RDTSCP": "exit_rdtscp", "VMCALL": "exit_vmcall", "CR_ACCESS": "exit_cr_access",
     "IO_INSTRUCTION": "exit_io", "RDMSR": "exit_rdmsr", "WRMSR": "exit_wrmsr", "XSETBV": "exit_xsetbv",
@@ -108,6 +112,8 @@ def _events() -> dict[str, int]:
         "UD": events.interruption_info(6, exception),
         "GP": events.interruption_info(13, exception, error_code=True),
         "DF": events.interruption_info(8, exception, error_code=True),
+        "PENDING_BS": events.PENDING_BS,
+        "VALID_BIT": events.INFO_VALID.bit_length() - 1,
         "ERROR_CODE_BIT": events.INFO_DELIVER_ERROR_CODE.bit_length() - 1,
         "TYPE_MASK": events.INFO_TYPE_MASK,
         "TYPE_NMI": events.EventType.NMI << events.INFO_TYPE_SHIFT,
@@ -149,6 +155,7 @@ def template_globals(spec: ImageSpec, version: str) -> dict[str, Any]:
         "ar": _names(ar),
         "at": _names(_constants(layout)),
         "event": _names(_events()),
+        "vector": _names({vector.mnemonic.removeprefix("#"): vector.number for vector in events.EXCEPTIONS}),
         "interruptibility": _names({"STI_OR_MOV_SS": events.BLOCKING_BY_STI | events.BLOCKING_BY_MOV_SS}),
         "eptp": _names({"ACCESSED_DIRTY": paging.EPTP_AD}),
         "ept_cap": _names({"ACCESSED_DIRTY": msr_bits.EPT_CAP_AD.bit_length() - 1}),
@@ -175,17 +182,25 @@ def template_globals(spec: ImageSpec, version: str) -> dict[str, Any]:
             for name in ("CODE32", "DATA32", "CODE16", "DATA16")}),
         "multiboot": _names({
             "HEADER_MAGIC": records.MULTIBOOT_HEADER_MAGIC, "FLAGS": records.MULTIBOOT_HEADER_FLAGS,
-            "CHECKSUM": -header_sum & 0xFFFF_FFFF}),
+            "CHECKSUM": -header_sum & 0xFFFF_FFFF, "BOOT_MAGIC": records.MULTIBOOT_BOOT_MAGIC}),
+        "E820_SIGNATURE": Hex(E820_SIGNATURE),
+        "mmap_stride": records.MULTIBOOT_MMAP_STRIDE,
+        "end_refused": abi.END_LINE.format(code=int(abi.Outcome.REFUSED), name=abi.Outcome.REFUSED.name),
         "mbi_has_mmap": Hex(records.MULTIBOOT_HAS_MMAP),
         "media_magic": Hex(records.MEDIA_MAGIC),
         "MAP_RAM": records.MAP_RAM,
         "MEMORY_MAP_LIMIT": records.MEMORY_MAP_LIMIT,
         "uart": SimpleNamespace(**{k: Hex(v) if isinstance(v, int) else v for k, v in UART.items()}),
-        "pic": SimpleNamespace(INIT=[(Hex(port), Hex(value)) for port, value in PIC_INIT]),
+        "pic": SimpleNamespace(
+            INIT=[(Hex(port), Hex(value)) for port, value in PIC_INIT], MASTER=Hex(0x20), SLAVE=Hex(0xA0),
+            END_OF_INTERRUPT=Hex(0x20)),
         "io": _names({"SIZE_MASK": 7, "IN": 1 << 3, "STRING": 1 << 4}),
         "XCR0_SSE": XCR0_SSE, "XCR0_AVX": XCR0_AVX, "XCR0_OFFERED": XCR0_X87 | XCR0_SSE | XCR0_AVX,
         "PDPTE_RESERVED_LOW": Hex(paging.PDPTE_RESERVED_LOW),
         "FEATURE_STOP": Hex(FEATURE_STOP),
+        "round_robin": spec.image.schedule is Schedule.ROUND_ROBIN,
+        "cr0_defined": Hex(vmcs_init.CR0_DEFINED),
+        "msr_value": _names({"APIC_BASE_DISABLED": APIC_BASE_DISABLED}),
         "guest_cr4_allowed": vmcs_init.CR4_ALLOWED,
         "row_ops": vmcs_init.OPERATIONS,
         "watchdog_slices": _watchdog_slices(spec),
@@ -196,6 +211,7 @@ def template_globals(spec: ImageSpec, version: str) -> dict[str, Any]:
             events.BY_NUMBER.get(number, SimpleNamespace(has_error_code=False)) for number in range(32)],
         "dump_registers": records.DUMP_REGISTERS,
         "vcpu_initial": records.VCPU_INITIAL,
+        "switched_registers": records.SWITCHED_REGISTERS,
         "switched_msrs": records.SWITCHED_MSRS,
         "gpr": SimpleNamespace(**{name: number for number, name in enumerate(records.GPR_NAMES)}),
         "bit_number": lambda mask: int(mask).bit_length() - 1,

@@ -13,7 +13,8 @@ GPR_NAMES = (
     "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
 )
 
-# MSRs that belong to a guest but are not in the VMCS: exchanged when another VM gets the CPU.
+# Registers and MSRs that belong to a guest but are not in the VMCS: exchanged when another VM gets the CPU.
+SWITCHED_REGISTERS = ("cr2", "dr0", "dr1", "dr2", "dr3", "dr6")
 SWITCHED_MSRS = ("IA32_STAR", "IA32_LSTAR", "IA32_CSTAR", "IA32_FMASK", "IA32_KERNEL_GS_BASE")
 
 EXIT_COUNT = max(reason.number for reason in exits.EXIT_REASONS) + 1
@@ -33,12 +34,13 @@ VCPU = Struct(
     field("dr6", U64),
     field("cr8", U64),
     field("fpu", Bytes(FPU_AREA), align=64),
-    *(field(f"dr{number}", U64) for number in range(4)),
+    *(field(name, U64) for name in SWITCHED_REGISTERS if name != "dr6"),
     *(field(name, U64) for name in SWITCHED_MSRS),
     field("tsc_aux", U32),
     field("launched", U32),
     field("timer_reload", U32, note="VMX-preemption timer ticks of one slice or watchdog period"),
     field("idle_slices", U32, note="round-robin: slices in a row without another exit"),
+    field("slice_end", U64, note="round-robin: TSC at which the turn is over"),
     field("exits_seen", U64, note="round-robin: other exits at the last timer exit"),
     field("exits", Array(U64, EXIT_COUNT), note="how often each basic exit reason came"),
     align=64,
@@ -68,10 +70,7 @@ CPU = Struct(
     field("revision", U32, note="VMCS revision identifier"),
     field("vmx_is_on", U32),
     field("xcr0_offered", U32, note="0 = no XSAVE"),
-    field("has_tsc_aux", U32),
     field("panicking", U32),
-    field("interrupts", U64, note="interrupts that reached the host"),
-    field("nmis", U64),
     align=64,
 )
 
@@ -86,6 +85,7 @@ FEATURE_ROW = Struct(
 CPUID_ROW = Struct(
     "CpuidRow", field("leaf", U32), field("subleaf", U32),
     *(field(name, U32, note="mask") for name in ("eax", "ebx", "ecx", "edx")),
+    field("eax_limit", U32, note="EAX is at most this"),
 )
 MEMORY_RANGE = Struct("MemoryRange", field("start", U64), field("end", U64))
 DUMP_ROW = Struct("DumpRow", field("field", U32), field("name", U32))
@@ -107,6 +107,8 @@ MULTIBOOT_INFO = Struct(
     field("flags", U32), field("head", Bytes(40)), field("mmap_length", U32), field("mmap_addr", U32),
 )
 MULTIBOOT_HAS_MMAP = 1 << 6
+MULTIBOOT_BOOT_MAGIC = 0x2BADB002      # in EAX at the entry
+MULTIBOOT_MMAP_STRIDE = 24             # of the entries that our loader writes: a size word and an E820 entry
 MULTIBOOT_HEADER_MAGIC = 0x1BADB002
 MULTIBOOT_HEADER_FLAGS = 0x0000_0002   # bit 1: memory information wanted
 

@@ -24,8 +24,7 @@ AR_DATA32 = _DATA | d.AR_DB | d.AR_G
 AR_CODE16, AR_DATA16 = _CODE, _DATA
 FLAT = 0xFFFF_FFFF
 
-IST_FATAL = 1  # stack of #DF, NMI and #MC: they must not depend on the stack they interrupt
-VECTORS_ON_IST = (2, 8, 18)
+VECTORS_ON_IST = (8, 2, 18)  # #DF, NMI, #MC have a stack each (IST1 to 3): theirs, whatever they interrupt
 
 # MSRs that a guest reads and writes without an exit: they are in the VMCS or exchanged with the vCPU.
 GUEST_MSRS = (
@@ -58,7 +57,7 @@ def idt(stubs: int, interrupt: int) -> bytes:
     """256 interrupt gates: vectors 0 to 31 lead to ``stubs + 16 * vector``, the others to ``interrupt``."""
     return b"".join(
         d.gate64(CODE64, stubs + 16 * vector if vector < 32 else interrupt,
-                 ist=IST_FATAL if vector in VECTORS_ON_IST else 0)
+                 ist=VECTORS_ON_IST.index(vector) + 1 if vector in VECTORS_ON_IST else 0)
         for vector in range(256)
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from generator.arch import controls, cr, paging, vmcs
+from generator.arch import controls, cr, events, paging, vmcs
 from generator.arch import descriptors as d
 from generator.arch.msrs import BY_NAME as MSR
 from generator.layout import PAGE
@@ -29,9 +29,10 @@ CR4_GUEST_OWNED = (
     | cr.CR4_OSFXSR | cr.CR4_OSXMMEXCPT | cr.CR4_FSGSBASE
 )
 # What a guest may turn on in CR4 at all, if the machine supports it.
-CR4_ALLOWED = (
-    CR4_GUEST_OWNED | cr.CR4_MCE | cr.CR4_UMIP | cr.CR4_OSXSAVE | cr.CR4_SMEP | cr.CR4_SMAP | cr.CR4_PKE
-)
+CR4_ALLOWED = CR4_GUEST_OWNED | cr.CR4_UMIP | cr.CR4_OSXSAVE | cr.CR4_SMEP | cr.CR4_SMAP
+CR0_DEFINED = CR0_GUEST_OWNED | cr.CR0_ET | cr.CR0_NE | cr.CR0_NW | cr.CR0_CD | cr.CR0_PG
+# Exceptions that always exit: a machine check is the host's; #DB and #AC may raise themselves for ever.
+ALWAYS_INTERCEPTED = ("#DB", "#AC", "#MC")
 _NATURAL = (1 << 64) - 1
 
 
@@ -79,11 +80,11 @@ def wanted_controls(spec: ImageSpec, vm: VmSpec, mode: GuestMode) -> tuple[Wante
     enter = ["LOAD_DEBUG_CONTROLS", "LOAD_IA32_PAT", "LOAD_IA32_EFER"]
     if mode is GuestMode.LONG:
         enter.append("IA32E_MODE_GUEST")
-    secondary = ["ENABLE_EPT", "ENABLE_VPID", "WBINVD_EXITING", "UNRESTRICTED_GUEST"]
+    secondary = ["ENABLE_EPT", "ENABLE_RDTSCP", "ENABLE_VPID", "WBINVD_EXITING", "UNRESTRICTED_GUEST"]
     rows = (
         (controls.PINBASED, ["EXTERNAL_INTERRUPT_EXITING", "NMI_EXITING", "ACTIVATE_PREEMPTION_TIMER"], ()),
         (controls.PROCBASED, processor, ()),
-        (controls.PROCBASED2, secondary, ("ENABLE_RDTSCP",)),
+        (controls.PROCBASED2, secondary, ()),
         (controls.EXIT, leave, ()),
         (controls.ENTRY, enter, ()),
     )
@@ -99,6 +100,9 @@ def guest_rows(mode: GuestMode, entry: int, stack: int, page_tables: int) -> lis
     extra, limit = {GuestMode.REAL: (0, 0xFFFF), GuestMode.PROTECTED: flat, GuestMode.LONG: flat}[mode]
     code_extra = d.AR_G | d.AR_L if mode is GuestMode.LONG else extra
     selectors = (0, 0) if mode is GuestMode.REAL else (0x08, 0x10)
+    code_base = 0
+    if mode is GuestMode.REAL and entry > 0xFFFF:
+        selectors, code_base, entry = (entry >> 4, 0), entry & ~0xF, entry & 0xF
     cr0 = {GuestMode.REAL: 0, GuestMode.PROTECTED: cr.CR0_PE, GuestMode.LONG: cr.CR0_PE | cr.CR0_PG}[mode] | cr.CR0_ET
     long = mode is GuestMode.LONG
     cr4 = cr.CR4_PAE if long else 0
@@ -120,7 +124,7 @@ def guest_rows(mode: GuestMode, entry: int, stack: int, page_tables: int) -> lis
         is_code = name == "CS"
         rows += [
             Row(f"GUEST_{name}_SELECTOR", "literal", selectors[0] if is_code else selectors[1]),
-            Row(f"GUEST_{name}_BASE", "literal", 0),
+            Row(f"GUEST_{name}_BASE", "literal", code_base if is_code else 0),
             Row(f"GUEST_{name}_LIMIT", "literal", limit),
             Row(f"GUEST_{name}_AR_BYTES", "literal", code | code_extra if is_code else data | extra),
         ]
@@ -155,11 +159,12 @@ def control_rows(spec: ImageSpec, vm: VmSpec, index: int) -> list[Row]:
     names = ("pin", "processor", "secondary", "exit", "entry")
     words = (controls.PINBASED, controls.PROCBASED, controls.PROCBASED2, controls.EXIT, controls.ENTRY)
     ticks = spec.image.slice_ticks if spec.image.schedule is Schedule.ROUND_ROBIN else spec.image.watchdog_ticks
+    always = sum(1 << events.BY_MNEMONIC[mnemonic].number for mnemonic in ALWAYS_INTERCEPTED)
     rows = [
         Row(word.field, "control", f"control_{index}_{name}") for word, name in zip(words, names, strict=True)
     ]
     rows += [
-        Row("EXCEPTION_BITMAP", "literal", vm.exception_bitmap),
+        Row("EXCEPTION_BITMAP", "literal", vm.exception_bitmap | always),
         Row("IO_BITMAP_A", "literal", "io_bitmaps"),
         Row("IO_BITMAP_B", "literal", "io_bitmap_b"),
         Row("MSR_BITMAP", "literal", "msr_bitmap"),

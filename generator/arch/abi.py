@@ -68,7 +68,7 @@ class HypercallStatus(IntEnum):
 
 
 ABI_VERSION = 1
-PRINT_LIMIT = 4096                    # bytes in one PRINT
+PRINT_LIMIT = 1024                    # bytes in one PRINT
 LINE_LIMIT = 128                      # characters of a guest's line before it is broken
 CPUID_LEAF_BASE = 0x4000_0000         # EAX = highest hypervisor leaf, EBX:ECX:EDX = CPUID_SIGNATURE
 CPUID_LEAF_INTERFACE = 0x4000_0001    # EAX = ABI_VERSION, EBX = VM index

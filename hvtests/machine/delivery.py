@@ -177,7 +177,7 @@ def through_idt64(cpu: Cpu, gate: Gate, frame: Frame, external: bool) -> None:
         raise Fault(SS, int(external))
     if not _canonical(gate.offset):
         raise Fault(GP, int(external))
-    cpu.write_linear(rsp, struct.pack(f"<{len(values)}Q", *reversed(values)), user=level == 3)
+    _store_frame(cpu, rsp, struct.pack(f"<{len(values)}Q", *reversed(values)), 8, level == 3)
     cpu.gprs[L.Q_RSP] = rsp
     if changes:
         cpu.set_segment(L.SS, Segment(level, 0, 0, _UNUSABLE | level << 5))
@@ -222,7 +222,7 @@ def through_idt32(cpu: Cpu, gate: Gate, frame: Frame, external: bool, virtual: b
     _check_stack(stack, new_sp, size * len(values), mask,
                  (stack.selector & 0xFFFC if found is not None else 0) | external)
     data = b"".join((value & (1 << 8 * size) - 1).to_bytes(size, "little") for value in reversed(values))
-    _push(cpu, stack.base, new_sp, mask, data, level == 3)
+    _push(cpu, stack.base, new_sp, mask, data, size, level == 3)
     if found is not None:
         set_accessed(cpu, found)
         cpu.set_segment(L.SS, stack)
@@ -268,8 +268,19 @@ def _check_stack(stack: Segment, low: int, size: int, mask: int, error_code: int
         raise Fault(SS, error_code)
 
 
-def _push(cpu: Cpu, base: int, sp: int, mask: int, data: bytes, user: bool) -> None:
+def _push(cpu: Cpu, base: int, sp: int, mask: int, data: bytes, size: int, user: bool) -> None:
     first = min(len(data), mask + 1 - sp)
     if first < len(data):    # a 16-bit stack wraps
-        cpu.write_linear(base & 0xFFFF_FFFF, data[first:], user=user)
-    cpu.write_linear(base + sp & 0xFFFF_FFFF, data[:first], user=user)
+        _store_frame(cpu, base & 0xFFFF_FFFF, data[first:], size, user)
+    _store_frame(cpu, base + sp & 0xFFFF_FFFF, data[:first], size, user)
+
+
+def _store_frame(cpu: Cpu, low: int, data: bytes, size: int, user: bool) -> None:
+    """The CPU pushes values of `size` bytes from the top down: a fault has the highest address that it cannot write."""
+    top = low + len(data) - size
+    if low >> 12 == top >> 12:
+        cpu.write_linear(top, data[-size:], user=user)
+        cpu.write_linear(low, data, user=user)
+    else:
+        for at in range(len(data) - size, -1, -size):
+            cpu.write_linear(low + at, data[at:at + size], user=user)
