@@ -175,6 +175,7 @@ class Fabric:
         q[L.Q_INTERCEPT] = ALWAYS
         q[L.Q_INTERCEPT_CR_DR] = 0
         q[L.Q_FEATURES + L.FEATURE_XSAVE_COMPONENTS] = 0
+        q[L.Q_FEATURES + L.FEATURE_1_ECX] |= L.FEATURE_MONITOR
         i[L.I_HFLAGS] = i[L.I_HFLAGS] | L.HF_GUEST | L.HF_SOFTMMU
         i[L.I_HFLAGS2] = L.HF2_GIF
 

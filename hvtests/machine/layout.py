@@ -101,6 +101,7 @@ FEATURE_WORDS: dict[int, tuple[int, int]] = {
     6: (0x8000_0001, 3),
     7: (0x8000_0001, 2),
 }
+FEATURE_1_ECX, FEATURE_MONITOR = 1, 1 << 3  # the engine executes MONITOR and MWAIT where this bit is set
 FEATURE_XSAVE_COMPONENTS = 21  # 0 here: XSETBV always reaches the model
 
 # The run of env that holds RIP, flags, segments, descriptor tables, control registers and EFER.
@@ -108,6 +109,11 @@ STATE_AT = 128
 STATE_END = 600
 
 HF_CPL = 3
+HF_CS32 = 1 << 4
+HF_PE = 1 << 7
+HF_LMA = 1 << 14
+HF_CS64 = 1 << 15
+HF_VM = 1 << 17
 HF_INHIBIT_IRQ = 1 << 3     # the instruction after STI or MOV SS
 HF_SOFTMMU = 1 << 2
 HF_GUEST = 1 << 21          # intercepts are active; always set here

@@ -65,6 +65,7 @@ class CpuModel:
         for leaf, register, bit, _ in cpu_models.UNMODELLED_CPUID:
             leaves[leaf, 0] = _with_bit(leaves[leaf, 0], register, bit, False)
         leaves[1, 0] = _with_bit(leaves[1, 0], 2, 5, True)  # VMX: what this model is for
+        leaves[1, 0] = _with_bit(leaves[1, 0], 2, 3, True)  # MONITOR: the engine knows it, though its CPU does not tell
         model = replace(full, name="hvforge", leaves=MappingProxyType(leaves))
         return model.without(*(f"{word}.{name}" for word, name in cpu_models.UNMODELLED))._named("hvforge")
 

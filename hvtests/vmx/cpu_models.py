@@ -76,8 +76,8 @@ UNICORN_CPUID: dict[tuple[int, int], Cpuid] = {
     (0x8000_0007, 0): (0x0000_0000, 0x0000_0000, 0x0000_0000, 0x0000_0100),  # the harness' TSC is invariant
 }
 
-# Leaves of which the modelled machine has nothing to tell: no MONITOR, power management, performance counters.
-EMPTY_LEAVES = (0x5, 0x6, 0xA)
+# Leaves of which the modelled machine has nothing to tell: no power management, no performance counters.
+EMPTY_LEAVES = (0x6, 0xA)
 
 # XSAVE without AVX: x87 and SSE only (512-byte legacy area and 64-byte header), XSAVEOPT and XGETBV with ECX = 1.
 MODELLED_XSAVE_LEAVES: dict[tuple[int, int], Cpuid] = {
