@@ -19,6 +19,7 @@ AR_UNUSABLE = 1 << 16
 AR_DPL = 3 << 5
 _PRESENT_FLAG = 1 << 15
 LONGEST_INSTRUCTION = 15
+_CS_BASE = L.q_base(L.CS)
 
 
 class Mode(IntEnum):
@@ -226,34 +227,36 @@ class Cpu:
 
     def mode(self) -> Mode:
         """The operating mode now."""
-        if not self.cr0 & 1:
+        hflags = self._i[L.I_HFLAGS]
+        if hflags & L.HF_CS64:
+            return Mode.LONG
+        if not hflags & L.HF_PE:
             return Mode.REAL
-        if self._q[L.Q_RFLAGS] >> 17 & 1:
+        if hflags & L.HF_VM:
             return Mode.VIRTUAL_8086
-        if not self.efer >> 10 & 1:
-            return Mode.PROTECTED
-        return Mode.LONG if self._i[L.i_flags(L.CS)] >> 21 & 1 else Mode.COMPATIBILITY
+        return Mode.COMPATIBILITY if hflags & L.HF_LMA else Mode.PROTECTED
 
     @property
     def code_bits(self) -> int:
         """16, 32 or 64: the default size of code at CS:RIP."""
-        flags = self._i[L.i_flags(L.CS)]
-        if self.efer >> 10 & 1 and flags >> 21 & 1:
-            return 64
-        return 32 if flags >> 22 & 1 else 16
+        hflags = self._i[L.I_HFLAGS]
+        return 64 if hflags & L.HF_CS64 else 32 if hflags & L.HF_CS32 else 16
 
     @property
     def code_linear(self) -> int:
         """Linear address of the instruction at CS:RIP."""
-        if self.code_bits == 64:
-            return self.rip
-        return self._q[L.q_base(L.CS)] + self.rip & 0xFFFF_FFFF
+        q = self._q
+        if self._i[L.I_HFLAGS] & L.HF_CS64:
+            return q[L.Q_RIP]
+        return q[_CS_BASE] + q[L.Q_RIP] & 0xFFFF_FFFF
 
     def advance(self, length: int) -> None:
         """Move RIP past an instruction of `length` bytes; blocking by STI or MOV SS ends with it."""
-        q = self._q
-        q[L.Q_RIP] = q[L.Q_RIP] + length & (MASK64 if self.code_bits == 64 else 0xFFFF_FFFF)
-        self._i[L.I_HFLAGS] &= ~L.HF_INHIBIT_IRQ
+        q, i = self._q, self._i
+        hflags = i[L.I_HFLAGS]
+        q[L.Q_RIP] = q[L.Q_RIP] + length & (MASK64 if hflags & L.HF_CS64 else 0xFFFF_FFFF)
+        if hflags & L.HF_INHIBIT_IRQ:
+            i[L.I_HFLAGS] = hflags & ~L.HF_INHIBIT_IRQ
 
     @property
     def interrupts_inhibited(self) -> bool:

@@ -40,8 +40,8 @@ class PortAccess:
 
 def check_permission(cpu: Cpu, port: int, size: int) -> None:
     """CPL against IOPL, then the I/O permission bit map of the TSS. Raises Fault #GP(0)."""
-    mode = cpu.mode()
-    if mode is Mode.REAL or (mode is not Mode.VIRTUAL_8086 and cpu.cpl <= cpu.rflags >> 12 & 3):
+    virtual = cpu.mode() is Mode.VIRTUAL_8086
+    if not virtual and (cpu.cpl == 0 or cpu.cpl <= cpu.rflags >> 12 & 3):
         return
     task = cpu.segment(L.TR)
     if task.access & 0xF not in (9, 11) or task.limit < 103:

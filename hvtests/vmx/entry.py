@@ -20,7 +20,7 @@ from hvtests.vmx.prepared import (
     Controls,
     HostState,
 )
-from hvtests.vmx.vmcs import CR0_KEPT, QUICK, WORD, Vmcs
+from hvtests.vmx.vmcs import CR0_KEPT, WORD, Vmcs
 
 if TYPE_CHECKING:
     from hvtests.vmx.model import Vmx
@@ -74,7 +74,7 @@ class Entry:
                 return None
         vmcs.launched = True
         vmcs.pass_checks()
-        if not vmcs.q[QUICK]:
+        if not vmcs.judged:
             vmx.quick.prepare(vmcs, vmx.controls, vmcs.host)
         self._begin(vmcs, vmx.controls)
         return None
@@ -92,10 +92,10 @@ class Entry:
     def _prepare(self, vmcs: Vmcs, dirty: frozenset[str] | None) -> None:
         if dirty is None or not dirty.isdisjoint(CONTROL_FIELDS):
             vmcs.controls = Controls(vmcs)
-            vmcs.q[QUICK] = 0
+            vmcs.judged = False
         if dirty is None or not dirty.isdisjoint(HOST_FIELDS):
             vmcs.host = HostState(vmcs)
-            vmcs.q[QUICK] = 0
+            vmcs.judged = False
 
     # -- loading ---------------------------------------------------------------------------------------------------
 

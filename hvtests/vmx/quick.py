@@ -100,6 +100,9 @@ class Quick:
         """A VM entry has passed: let native code run this VMCS from now on, if nothing about it is unusual."""
         q, fabric = vmcs.q, self._fabric
         q[v.QUICK] = 0
+        if host.hflags is None:
+            return      # the first VM exit will tell them
+        vmcs.judged = True
         if not self._plain(vmcs, controls, host):
             return
         q[v.INTERCEPT], q[v.INTERCEPT_CR_DR] = fabric.q[L.Q_INTERCEPT], fabric.q[L.Q_INTERCEPT_CR_DR]
@@ -115,7 +118,7 @@ class Quick:
         unusual = c.INTERRUPT_WINDOW_EXITING | c.NMI_WINDOW_EXITING
         if controls.proc & unusual or controls.pin & c.VIRTUAL_NMIS or controls.msr_lists or not controls.uses_ept:
             return False
-        if not controls.entry & c.ENTRY_LOAD_IA32_EFER or host.efer is None or host.hflags is None:
+        if not controls.entry & c.ENTRY_LOAD_IA32_EFER or host.efer is None:
             return False
         shadow = self._vmx.shadow
         if self._vmx.timer.shift or not self._vmx.exits.limit or shadow is None or shadow.no_fetch is not None:
@@ -127,6 +130,7 @@ class Quick:
         """What the EPT's shadow is has changed: VM entries are Python's until it has looked again."""
         for vmcs in self._vmx.active.values():
             vmcs.q[v.QUICK] = 0
+            vmcs.judged = False
 
 
 def _host_block(host: HostState) -> ctypes.Array[ctypes.c_char]:

@@ -78,7 +78,7 @@ class Vmcs:
     checks. `controls` and `host` are set by the first VM entry.
     """
 
-    __slots__ = ("_buffer", "address", "b", "checked", "controls", "host", "i", "launched", "pointer", "q")
+    __slots__ = ("_buffer", "address", "b", "checked", "controls", "host", "i", "judged", "launched", "pointer", "q")
     controls: Controls
     host: HostState
 
@@ -86,6 +86,7 @@ class Vmcs:
         self.address = address
         self.launched = False
         self.checked = False
+        self.judged = False     # hvtests.vmx.quick has looked at the controls and host state as they are
         self._buffer = (ctypes.c_char * _BUFFER_SIZE)()
         self.pointer = ctypes.addressof(self._buffer)
         self.b = memoryview(self._buffer).cast("B")
