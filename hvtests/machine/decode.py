@@ -97,6 +97,8 @@ def _decode(code: bytes, bits: int) -> Instruction | None:
             at += 1
             if opcode not in (0x0F3880, 0x0F3881, 0x0F3882):
                 return None
+        elif opcode in (0x78, 0x79) and prefixes & {OPERAND_SIZE, REPNE, REP}:
+            return None     # EXTRQ, INSERTQ
         elif opcode in _TWO_BYTE:
             modrm, opcode = opcode in _MODRM, 0x0F00 | opcode
         else:

@@ -17,7 +17,7 @@ from typing import Any
 from generator.errors import EngineError
 from hvtests.machine import layout as L
 from hvtests.machine import native
-from hvtests.machine.fabric_probe import check_version, pointer, probe, unknown
+from hvtests.machine.fabric_probe import check_version, pointer, probe, try_events, unknown
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -74,6 +74,9 @@ class Fabric:
         self._uc.ctl_exits_enabled(True)
         self._uc.ctl_set_exits([])
         self._enable_intercepts()
+        try_events(self)
+        self._box[native.BOX_TICKS] = 0
+        self.other = _no_handler
 
     # -- opening ---------------------------------------------------------------------------------------------------
 
@@ -137,6 +140,8 @@ class Fabric:
         self._io = box.cast("B").cast("I")
         fill = ctypes.c_uint64.from_address(
             pointer(self.cpu + L.CLASS_POINTER_AT, "the CPU's class") + L.TLB_FILL_AT)
+        if fill.value != _address(self._function("x86_cpu_tlb_fill", None)):
+            raise unknown("the CPU's TLB fill")
         box[native.BOX_TLB_FILL] = fill.value
         fill.value = self._thunks.addresses["tlb_fill"]
         interrupt = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p)
@@ -145,7 +150,6 @@ class Fabric:
         self._callbacks = (interrupt(self._on_event), invalid(self._on_unmapped))
         python, unmapped = (_address(callback) for callback in self._callbacks)
         box[native.BOX_PYTHON] = box[native.BOX_EVENT] = python
-        self._handles: list[ctypes.c_size_t] = []
         self._hook(uc_const.UC_HOOK_INTR, self._thunks.addresses["event"])
         self._hook(uc_const.UC_HOOK_MEM_INVALID, unmapped)
         self._hook(uc_const.UC_HOOK_BLOCK, self._thunks.addresses["block"])
@@ -155,14 +159,12 @@ class Fabric:
             self._hook(uc_const.UC_HOOK_INSN, self._thunks.addresses[name], instruction)
 
     def _hook(self, kind: int, callback: int, *instruction: int) -> None:
-        handle = ctypes.c_size_t()
         status = self._lib.uc_hook_add(
-            ctypes.c_void_p(self.engine), ctypes.byref(handle), ctypes.c_int(kind), ctypes.c_void_p(callback),
+            ctypes.c_void_p(self.engine), ctypes.byref(ctypes.c_size_t()), ctypes.c_int(kind), ctypes.c_void_p(callback),
             ctypes.c_void_p(self._thunks.box_address), ctypes.c_uint64(1), ctypes.c_uint64(0),
             *(ctypes.c_int(number) for number in instruction))
         if status:
             raise EngineError(f"unicorn refuses hook {kind:#x}: error {status}")
-        self._handles.append(handle)
 
     def _enable_intercepts(self) -> None:
         q, i = self.q, self.i

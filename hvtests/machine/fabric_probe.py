@@ -84,3 +84,22 @@ def probe(engine: Any, q: memoryview, i: memoryview) -> None:
         if q[word] != 0x0007_0406_0006_0105:
             raise unknown(name)
         engine.msr_write(address, before)
+
+
+def try_events(fabric: Any) -> None:
+    """Run a few instructions in a Fabric's scratch memory and see that each stops where and how it should."""
+    start, q, seen = L.SCRATCH + 0x1000, fabric.q, []
+    fabric.scratch[0x1000:0x1005] = b"\x0f\xa2\xe4\x80\xf4"       # CPUID; IN AL, 80H; HLT
+
+    def other(code: int) -> None:
+        at = q[L.Q_RIP]
+        seen.append((code, at - start, fabric.code_physical(at)))
+        q[L.Q_RIP] = at + 2
+        if code == L.CODE_HLT:
+            fabric.stop()
+
+    fabric.other, q[L.Q_RIP] = other, start
+    fabric.run()
+    codes = ((L.CODE_CPUID, 0), (L.CODE_IN, 2), (L.CODE_HLT, 4))
+    if seen != [(code, offset, start + offset) for code, offset in codes] or fabric.io[:2] != (0x80, 1):
+        raise unknown(f"its events: {seen}")
