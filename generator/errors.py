@@ -36,21 +36,45 @@ class UsageError(HvforgeError):
 
 
 class SpecError(HvforgeError):
-    """image.toml is not TOML, or says something that is not allowed there."""
+    """image.toml says something that is not allowed there: a value of a wrong type, out of range, or missing."""
 
     status = 65
 
 
+class TomlError(SpecError):
+    """image.toml is not TOML, or not even text."""
+
+    status = 74
+
+
+class UnknownKeyError(SpecError):
+    """image.toml has a key that does not exist."""
+
+    status = 75
+
+
 class LayoutError(HvforgeError):
-    """Things do not fit: memory that overlaps, or a guest larger than its VM."""
+    """Things do not fit together: memory that overlaps, or more than a machine has room for."""
 
     status = 66
 
 
+class TooLargeError(LayoutError):
+    """A guest is larger than its VM's memory."""
+
+    status = 76
+
+
 class GuestFileError(HvforgeError):
-    """A guest's file is missing, unreadable, or not what image.toml claims."""
+    """A guest's file is missing or unreadable."""
 
     status = 67
+
+
+class NotAsClaimedError(GuestFileError):
+    """A guest's file is not what image.toml claims, or damaged."""
+
+    status = 77
 
 
 class TemplateError(HvforgeError):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from elftools.elf.elffile import ELFFile
 
-from generator.errors import GuestFileError, LayoutError
+from generator.errors import GuestFileError, LayoutError, NotAsClaimedError, TooLargeError
 from generator.spec import MEMORY_MAX, MEMORY_STEP, MIB, GuestFormat, GuestMode, VmSpec
 
 _ELF_MAGIC = b"\x7fELF"
@@ -52,12 +52,12 @@ def load_guest(vm: VmSpec, spec_dir: Path) -> GuestImage:
     is_elf = data.startswith(_ELF_MAGIC)
     if guest.format is GuestFormat.ELF:
         if not is_elf:
-            raise GuestFileError(f'{path} is no ELF: it begins with {data[:4].hex(" ")}, not 7f 45 4c 46 '
-                                 '(for plain bytes write format = "flat" and a mode)', guest.where("format"))
+            raise NotAsClaimedError(f'{path} is no ELF: it begins with {data[:4].hex(" ")}, not 7f 45 4c 46 '
+                                    '(for plain bytes write format = "flat" and a mode)', guest.where("format"))
         return _elf(vm, path, data)
     if is_elf:
-        raise GuestFileError(f'{path} is an ELF, not flat (write format = "elf", and leave out mode, load, entry)',
-                             guest.where("format"))
+        raise NotAsClaimedError(f'{path} is an ELF, not flat (write format = "elf", and leave out mode, load, entry)',
+                                guest.where("format"))
     return _flat(vm, path, data)
 
 
@@ -82,7 +82,7 @@ def _fits(vm: VmSpec, path: Path, address: int, size: int, what: str) -> None:
         return
     needed = -(-end // MEMORY_STEP) * MEMORY_STEP
     remedy = f'write memory = "{needed // MIB}M"' if needed <= MEMORY_MAX else "no VM can have that much"
-    raise LayoutError(f"guest too large: {what} of {path}, {size} bytes at {address:#x}, ends at {end:#x}, but the "
+    raise TooLargeError(f"guest too large: {what} of {path}, {size} bytes at {address:#x}, ends at {end:#x}, but the "
                       f"VM's memory of {vm.memory // MIB}M ends at {vm.memory:#x} ({remedy})", vm.guest.where("file"))
 
 
@@ -106,13 +106,13 @@ def _elf(vm: VmSpec, path: Path, data: bytes) -> GuestImage:
         header = (elf.elfclass, str(elf["e_machine"]), str(elf["e_type"]), elf.little_endian, int(elf["e_entry"]))
         loads = [dict(segment.header) for segment in elf.iter_segments() if segment["p_type"] == "PT_LOAD"]
     except Exception as error:  # on a damaged file pyelftools raises whatever its parsers happen to raise
-        raise GuestFileError(f"{path} is a damaged ELF: {error or type(error).__name__}", where) from None
+        raise NotAsClaimedError(f"{path} is a damaged ELF: {error or type(error).__name__}", where) from None
     bits, machine, kind, little_endian, entry = header
     if (bits, machine) not in _MODES or not little_endian:
-        raise GuestFileError(f"{path} is a {bits}-bit ELF for {machine.removeprefix('EM_')}; a guest is 32-bit for 386 "
-                             "or 64-bit for X86_64", where)
+        raise NotAsClaimedError(f"{path} is a {bits}-bit ELF for {machine.removeprefix('EM_')}; a guest is 32-bit for "
+                                "386 or 64-bit for X86_64", where)
     if kind != "ET_EXEC":
-        raise GuestFileError(f"{path} is {_TYPES.get(kind, f'of type {kind}')}; a guest is an executable ELF", where)
+        raise NotAsClaimedError(f"{path} is {_TYPES.get(kind, f'of type {kind}')}; a guest is an executable ELF", where)
     segments, start = [], None
     for load in loads:
         address, offset = int(load["p_paddr"]), int(load["p_offset"])
@@ -120,8 +120,8 @@ def _elf(vm: VmSpec, path: Path, data: bytes) -> GuestImage:
         if memory_size == 0:
             continue
         if offset + file_size > len(data) or file_size > memory_size:
-            raise GuestFileError(f"{path} is a damaged ELF: a segment takes {file_size} bytes at offset {offset} for "
-                                 f"{memory_size} in memory, and the file has {len(data)} bytes", where)
+            raise NotAsClaimedError(f"{path} is a damaged ELF: a segment takes {file_size} bytes at offset {offset} "
+                                    f"for {memory_size} in memory, and the file has {len(data)} bytes", where)
         _fits(vm, path, address, memory_size, "a segment")
         # The part of a segment that the file does not hold is zero by the ELF specification, and is loaded as zeros.
         segments.append((address, data[offset:offset + file_size] + bytes(memory_size - file_size)))
@@ -129,11 +129,11 @@ def _elf(vm: VmSpec, path: Path, data: bytes) -> GuestImage:
             start = entry - virtual + address
     segments.sort(key=lambda segment: segment[0])
     if not segments:
-        raise GuestFileError(f"{path} has no PT_LOAD segment: nothing would be loaded", where)
+        raise NotAsClaimedError(f"{path} has no PT_LOAD segment: nothing would be loaded", where)
     for (one, one_data), (two, _) in itertools.pairwise(segments):
         if one + len(one_data) > two:
-            raise GuestFileError(f"{path} has segments that overlap: {one:#x} to {one + len(one_data) - 1:#x}, and "
+            raise LayoutError(f"{path} has segments that overlap: {one:#x} to {one + len(one_data) - 1:#x}, and "
                                  f"{two:#x} up", where)
     if start is None:
-        raise GuestFileError(f"{path} has its entry {entry:#x} in no segment (link it with an entry symbol)", where)
+        raise NotAsClaimedError(f"{path} has its entry {entry:#x} in no segment (link it with an entry symbol)", where)
     return GuestImage(tuple(segments), start, _MODES[bits, machine])

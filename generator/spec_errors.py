@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from generator import toml_lines
-from generator.errors import SpecError
+from generator.errors import SpecError, TomlError, UnknownKeyError
 from generator.suggest import nearest
 
 KeyPath = tuple[str | int, ...]
@@ -54,7 +54,7 @@ class Document:
             raise SpecError(f"cannot be read: {reason} (give the path of an image.toml)", str(path)) from None
         except UnicodeDecodeError as error:
             line = error.object[:error.start].count(b"\n") + 1
-            raise SpecError(f"is not UTF-8: byte {error.object[error.start]:#04x} (save the file as UTF-8)",
+            raise TomlError(f"is not UTF-8: byte {error.object[error.start]:#04x} (save the file as UTF-8)",
                             f"{path}:{line}") from None
         try:
             data = tomllib.loads(text)
@@ -78,9 +78,9 @@ class Document:
             value = value[part]
         return value
 
-    def error(self, key: KeyPath, message: str) -> SpecError:
+    def error(self, key: KeyPath, message: str, kind: type[SpecError] = SpecError) -> SpecError:
         """An error about `key`."""
-        return SpecError(message, self.place(key))
+        return kind(message, self.place(key))
 
 
 def _malformed(path: Path, text: str, message: str) -> SpecError:
@@ -97,7 +97,7 @@ def _malformed(path: Path, text: str, message: str) -> SpecError:
         hint = f'(if it is a string, it needs quotes: {word[1]} = "{word[2]}")'
     else:
         hint = f"in: {source}" if source else "(the file ends too early)"
-    return SpecError(f"is not TOML: {reason} {hint}", f"{path}:{number}")
+    return TomlError(f"is not TOML: {reason} {hint}", f"{path}:{number}")
 
 
 def _extra(model: type[BaseModel], path: KeyPath) -> dict[str, str]:
@@ -160,4 +160,5 @@ def explain_validation(document: Document, error: ValidationError, model: type[B
         found.append((document.line(path), order, path, detail["type"]))
     # An unknown key is often the misspelling that makes another one missing: say that first.
     _, _, path, kind = min(found, key=lambda item: (item[3] == "missing", item[0], item[1]))
-    return document.error(path, _message(document, kind, path, model))
+    wrong = UnknownKeyError if kind == "extra_forbidden" else SpecError
+    return document.error(path, _message(document, kind, path, model), wrong)

@@ -30,12 +30,12 @@ def elf32(*segments: tuple[int, bytes], machine: int = 3) -> bytes:
 
 
 # image.toml: (text, status, place after the file's name, what the line says)
-SPEC = errors.SpecError.status
+SPEC, TOML, UNKNOWN = errors.SpecError.status, errors.TomlError.status, errors.UnknownKeyError.status
 DESCRIPTIONS = {
-    "malformed": ('[image]\nname = "x\n', SPEC, ":2", "TOML"),
-    "not UTF-8": ('[image]\nname = "\udcff"\n', SPEC, ":2", "UTF-8"),
-    "unknown key": (one_vm('templat = "long64"'), SPEC, ":7: vm[0].guest.templat", 'did you mean "template"?'),
-    "unknown table": (one_vm('template = "long64"\n[devices]'), SPEC, ":8: devices", "unknown"),
+    "malformed": ('[image]\nname = "x\n', TOML, ":2", "TOML"),
+    "not UTF-8": ('[image]\nname = "\udcff"\n', TOML, ":2", "UTF-8"),
+    "unknown key": (one_vm('templat = "long64"'), UNKNOWN, ":7: vm[0].guest.templat", 'did you mean "template"?'),
+    "unknown table": (one_vm('template = "long64"\n[devices]'), UNKNOWN, ":8: devices", "unknown"),
     "wrong type": (one_vm('template = "long64"\nload = "high"'), SPEC, ":8: vm[0].guest.load", "address"),
     "wrong choice": (one_vm('file = "a"\nformat = "pe"'), SPEC, ":8: vm[0].guest.format", '"flat", "elf"'),
     "missing key": ('[image]\n[[vm]]\nname = "a"\n', SPEC, "", "name"),
@@ -60,17 +60,18 @@ def test_description_is_wrong(name: str, tmp_path: Path, capfd: Capture) -> None
 GUESTS = {
     "missing": ('file = "guest.bin"\nformat = "flat"\nmode = "long"', None, "2M",
                 errors.GuestFileError.status, 7, "there is no file"),
-    "no ELF": ('file = "guest.bin"\nformat = "elf"', b"#!/bin/sh\n", "2M", errors.GuestFileError.status, 8, "no ELF"),
+    "no ELF": ('file = "guest.bin"\nformat = "elf"', b"#!/bin/sh\n", "2M",
+               errors.NotAsClaimedError.status, 8, "no ELF"),
     "an ELF after all": ('file = "guest.bin"\nformat = "flat"\nmode = "long"', elf32((0x1000, b"\xf4")), "2M",
-                         errors.GuestFileError.status, 8, 'write format = "elf"'),
+                         errors.NotAsClaimedError.status, 8, 'write format = "elf"'),
     "for another machine": ('file = "guest.bin"\nformat = "elf"', elf32((0x1000, b"\xf4"), machine=40), "2M",
-                            errors.GuestFileError.status, 7, "ARM"),
+                            errors.NotAsClaimedError.status, 7, "ARM"),
     "overlaps itself": ('file = "guest.bin"\nformat = "elf"', elf32((0x1000, bytes(64)), (0x1020, bytes(64))), "2M",
-                        errors.GuestFileError.status, 7, "overlap: 0x1000 to 0x103f, and 0x1020 up"),
+                        errors.LayoutError.status, 7, "overlap: 0x1000 to 0x103f, and 0x1020 up"),
     "overlaps its page tables": ('file = "guest.bin"\nformat = "flat"\nmode = "long"\nload = 0x1fc000', bytes(0x1001),
                                  "2M", errors.LayoutError.status, 7, "page tables"),
     "too large": ('file = "guest.bin"\nformat = "flat"\nmode = "protected"', bytes(3 << 20), "2M",
-                  errors.LayoutError.status, 7, 'guest too large: the whole of'),
+                  errors.TooLargeError.status, 7, 'guest too large: the whole of'),
 }
 
 
@@ -230,9 +231,10 @@ def test_interrupt_is_one_line(capfd: Capture, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_each_class_of_errors_has_a_status_that_nothing_else_has() -> None:
-    classes = errors.HvforgeError.__subclasses__()
+    classes = [kind for kind in vars(errors).values()
+               if isinstance(kind, type) and issubclass(kind, errors.HvforgeError) and kind is not errors.HvforgeError]
     taken = [error.status for error in classes] + [int(verdict) for verdict in Verdict] + [INTERNAL_ERROR, INTERRUPTED]
-    assert len(classes) == 10
+    assert len(classes) == 14
     assert len(set(taken)) == len(taken)
     assert all(0 <= status < 256 for status in taken)
     listed = (CHECKOUT / "docs" / "exit-codes.md").read_text()
