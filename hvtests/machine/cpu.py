@@ -12,7 +12,7 @@ from hvtests.machine import layout as L
 from hvtests.machine.decode import Instruction, MemoryOperand, decode
 from hvtests.machine.fabric import Fabric
 from hvtests.machine.memory import PhysicalMemory
-from hvtests.machine.paging import PageFault, Regime, walk
+from hvtests.machine.paging import AccessFault, Regime, walk
 
 MASK64 = (1 << 64) - 1
 AR_UNUSABLE = 1 << 16
@@ -310,7 +310,7 @@ class Cpu:
         self.physical.write(start, data[:first])
 
     def code(self) -> bytes:
-        """Up to 15 bytes at CS:RIP, fewer where the next page cannot be fetched. Raises PageFault for the first.
+        """Up to 15 bytes at CS:RIP, as many as can be fetched.
 
         They come from where the engine fetched them, if it still knows: page tables may have changed since.
         """
@@ -319,9 +319,10 @@ class Cpu:
         if at is not None and linear & 0xFFF <= 0x1000 - LONGEST_INSTRUCTION:
             return bytes(self._fabric.ram[at:at + LONGEST_INSTRUCTION])
         first = min(LONGEST_INSTRUCTION, 0x1000 - (linear & 0xFFF))
-        data = self.read_linear(linear, first, fetch=True)
-        if first < LONGEST_INSTRUCTION:
-            with suppress(PageFault):
+        data = b""
+        with suppress(AccessFault):
+            data = self.read_linear(linear, first, fetch=True)
+            if first < LONGEST_INSTRUCTION:
                 data += self.read_linear(linear + first, LONGEST_INSTRUCTION - first, fetch=True)
         return data
 

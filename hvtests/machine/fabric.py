@@ -138,8 +138,7 @@ class Fabric:
         box[native.BOX_PAGES] = len(self.ram) >> 12
         box[native.BOX_DEADLINE] = NEVER
         self._io = box.cast("B").cast("I")
-        fill = ctypes.c_uint64.from_address(
-            pointer(self.cpu + L.CLASS_POINTER_AT, "the CPU's class") + L.TLB_FILL_AT)
+        fill = ctypes.c_uint64.from_address(pointer(self.cpu + L.CLASS_POINTER_AT, "the CPU's class") + L.TLB_FILL_AT)
         if fill.value != _address(self._function("x86_cpu_tlb_fill", None)):
             raise unknown("the CPU's TLB fill")
         box[native.BOX_TLB_FILL] = fill.value
@@ -160,9 +159,9 @@ class Fabric:
 
     def _hook(self, kind: int, callback: int, *instruction: int) -> None:
         status = self._lib.uc_hook_add(
-            ctypes.c_void_p(self.engine), ctypes.byref(ctypes.c_size_t()), ctypes.c_int(kind), ctypes.c_void_p(callback),
-            ctypes.c_void_p(self._thunks.box_address), ctypes.c_uint64(1), ctypes.c_uint64(0),
-            *(ctypes.c_int(number) for number in instruction))
+            ctypes.c_void_p(self.engine), ctypes.byref(ctypes.c_size_t()), ctypes.c_int(kind),
+            ctypes.c_void_p(callback), ctypes.c_void_p(self._thunks.box_address), ctypes.c_uint64(1),
+            ctypes.c_uint64(0), *(ctypes.c_int(number) for number in instruction))
         if status:
             raise EngineError(f"unicorn refuses hook {kind:#x}: error {status}")
 

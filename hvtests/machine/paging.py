@@ -12,7 +12,11 @@ ADDRESS = 0x000F_FFFF_FFFF_F000
 PRESENT, WRITE, USER, RESERVED, FETCH = 1, 2, 4, 8, 16
 
 
-class PageFault(Exception):
+class AccessFault(Exception):
+    """An access that memory management refuses: a page fault, or what a guest's memory raises in its place."""
+
+
+class PageFault(AccessFault):
     """#PF: the linear address (for CR2) and the error code."""
 
     def __init__(self, linear: int, error_code: int) -> None:

@@ -28,7 +28,7 @@ from hvtests.machine.syscalls import syscall, sysenter
 if TYPE_CHECKING:
     from hvtests.machine.machine import Machine
 
-UD, INT1 = 6, 0xF1      # the engine does not know INT1
+UD, INT1 = 6, b"\xf1"      # the engine does not know INT1
 RFLAGS_TF, DR6_BS = 1 << 8, 1 << 14
 XSETBV = b"\x0f\x01\xd1"
 # CR and DR intercepts, 16 bits each: CR read, CR write, DR read, DR write
@@ -92,7 +92,7 @@ class RootMode:
         if vector == UD:
             if self.on_undefined():
                 return
-            if self.cpu.code()[0] == INT1:
+            if self.cpu.code()[:1] == INT1:
                 return self.software_interrupt()
         if vector == GP and self.cpu.code()[:3] == XSETBV:
             return self.attempt(self.machine.instructions.xsetbv)

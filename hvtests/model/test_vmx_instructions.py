@@ -180,11 +180,30 @@ def test_every_field_holds_what_was_written(field: arch.Field) -> None:
     vmcs = Vmcs(0x1000)
     value = 0xF1E2D3C4B5A69788
     vmcs.vmwrite(field, False, value)
-    assert vmcs.vmread(field.encoding) == value & (1 << field.bits) - 1
+    assert vmcs.vmread(field, False) == value & (1 << field.bits) - 1
     if field.high_encoding is not None:
         vmcs.vmwrite(field, True, 0x12345678)
-        assert vmcs.vmread(field.high_encoding) == 0x12345678
-        assert vmcs.vmread(field.encoding) == 0x12345678_B5A69788
+        assert vmcs.vmread(field, True) == 0x12345678
+        assert vmcs.vmread(field, False) == 0x12345678_B5A69788
+
+
+@pytest.mark.parametrize(("name", "control"), [
+    ("VIRTUAL_PROCESSOR_ID", "ENABLE_VPID"), ("EPT_POINTER", "ENABLE_EPT"), ("MSR_BITMAP", "USE_MSR_BITMAPS"),
+    ("VMX_PREEMPTION_TIMER_VALUE", "ACTIVATE_PREEMPTION_TIMER"), ("GUEST_PDPTR2", "ENABLE_EPT"),
+    ("SECONDARY_VM_EXEC_CONTROL", "ACTIVATE_SECONDARY_CONTROLS")])
+def test_fields_exist_with_the_control_that_uses_them(name: str, control: str) -> None:
+    """SDM 3D Appendix B: VMfailValid(12) where the CPU does not have the field; natively and in Python."""
+    code = CURRENT + f"mov eax, {arch.BY_NAME[name].encoding}; vmread rbx, rax; {SAVE} vmwrite rax, rbx; {SAVE}"
+    assert Root(code).run().flags()[-2:] == [0, 0]
+    root = Root(code, CpuModel.default().without(control)).run()
+    assert root.flags()[-2:] == [ZF, ZF] and root.error() == 12
+
+
+def test_fields_above_the_highest_index_do_not_exist() -> None:
+    """IA32_VMX_VMCS_ENUM bits 9:1 (SDM 3D A.9); 2018H needs "EPT violation #VE" besides."""
+    model = CpuModel.default().with_msr("IA32_VMX_VMCS_ENUM", 0x20)     # highest index 16
+    code = CURRENT + f"mov eax, 0x6820; vmread rbx, rax; {SAVE} mov eax, 0x6822; vmread rbx, rax; {SAVE}"
+    assert Root(code, model).run().flags()[-2:] == [0, ZF]
 
 
 def test_vmread_and_vmwrite_of_what_is_no_field() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hvtests.machine.memory import Memory
+from hvtests.machine.paging import AccessFault
 from hvtests.vmx.capabilities import CpuModel
 
 READ, WRITE, EXECUTE = 1, 2, 4
@@ -19,7 +20,7 @@ QUALIFICATION_RIGHTS_SHIFT = 3
 LINEAR_VALID, FINAL_ACCESS = 1 << 7, 1 << 8
 
 
-class EptExit(Exception):
+class EptExit(AccessFault):
     """An access that EPT does not allow. `access`: READ, WRITE, EXECUTE bits of it; `rights`: of the translation;
     `walk`: the access was to a guest paging structure; `misconfigured`: the entries themselves are wrong."""
 

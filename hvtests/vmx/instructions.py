@@ -161,9 +161,10 @@ class VmxInstructions:
         if current is None:
             return self.fail_invalid(found)
         mask = (1 << 8 * size) - 1
-        value = current.vmread(self.fabric.q[found.reg] & mask)
-        if value is None:
+        field = arch.decode(self.fabric.q[found.reg] & mask)
+        if field is None or field[0].name not in self.vmx.fields:
             return self.fail(found, NO_SUCH_FIELD)
+        value = current.vmread(*field)
         if found.memory is None:
             self.fabric.q[found.rm] = value & mask
         else:
@@ -177,7 +178,7 @@ class VmxInstructions:
         mask = (1 << 8 * size) - 1
         value = self.fabric.q[found.rm] & mask if found.memory is None else read_memory(self.cpu, found, size)
         field = arch.decode(self.fabric.q[found.reg] & mask)
-        if field is None:
+        if field is None or field[0].name not in self.vmx.fields:
             return self.fail(found, NO_SUCH_FIELD)
         if is_read_only(field[0]) and not self.model.misc & VMWRITE_ANY_FIELD:
             return self.fail(found, FIELD_READ_ONLY)

@@ -13,6 +13,7 @@ from hvtests.vmx.capabilities import CpuModel
 from hvtests.vmx.checks import RULES, Checker, EntryState, Failure
 from hvtests.vmx.entry import Entry
 from hvtests.vmx.exit import Exit
+from hvtests.vmx.field_support import supported_fields
 from hvtests.vmx.guest_events import PREEMPTION_TIMER, GuestEvents
 from hvtests.vmx.instructions import VmxInstructions
 from hvtests.vmx.intercepts import Intercepts
@@ -34,7 +35,8 @@ class Vmx:
 
     `on`: in VMX operation; `region`: physical address of the VMXON region; `current`: the current VMCS; `guest`: the
     VMCS whose guest runs, None in root operation. `exits` logs VM exits and `injections` injected events; `failures`
-    counts VMfail, `last_failure` is the check that the last failed VM entry broke.
+    counts VMfail, `last_failure` is the check that the last failed VM entry broke. `fields`: the VMCS fields that the
+    CPU has.
     """
 
     def __init__(self, machine: VmxMachine, model: CpuModel, exits_kept: int | None) -> None:
@@ -51,6 +53,7 @@ class Vmx:
         self.controls: Controls
         self.shadow: Shadow | None = None
         self.checker = Checker()
+        self.fields = supported_fields(model)
         self.ept = ShadowTables(self)
         self.timer = PreemptionTimer(self)
         self.exit = Exit(self)

@@ -38,14 +38,14 @@ _OPTIONS: Final = (
 )
 
 
-@lru_cache(maxsize=1)
-def _field_table() -> bytes:
-    """By encoding / 2, 8 bytes each: offset in the VMCS' buffer (u16), size to read (0: not here), kind of write
-    (0: not here, 1: 64 bits, 2: 32, 3: 16), number of the field (u16), whether a change must be checked, 0."""
+@lru_cache(maxsize=16)
+def _field_table(supported: frozenset[str]) -> bytes:
+    """For these fields, by encoding / 2, 8 bytes each: offset in the VMCS' buffer (u16), size to read (0: not here),
+    kind of write (0: not here, 1: 64 bits, 2: 32, 3: 16), number of the field (u16), whether a change is checked, 0."""
     table = bytearray(8 << 14)
     for field in arch.FIELDS:
-        if field.name in v.ACCESS_RIGHTS:
-            continue    # kept in two forms
+        if field.name in v.ACCESS_RIGHTS or field.name not in supported:
+            continue    # kept in two forms; VMfail
         index, narrow = v.PLACES[field.name]
         size = 4 if narrow else 8
         kind = {FieldWidth.W16: 3, FieldWidth.W32: 2}.get(field.width, 1)
@@ -62,7 +62,7 @@ class Quick:
     def __init__(self, vmx: Vmx) -> None:
         self._vmx, self._machine = vmx, vmx.machine
         fabric = self._fabric = vmx.machine.fabric
-        self._fields = ctypes.create_string_buffer(_field_table())
+        self._fields = ctypes.create_string_buffer(_field_table(vmx.fields))
         self._cpuid = (ctypes.c_char * (_CPUID_ENTRY.size * CPUID_ENTRIES))()
         self._known: set[tuple[int, int, int]] = set()
         box = self._box = fabric.extend(BEGIN + EXIT + ENTRY + END)

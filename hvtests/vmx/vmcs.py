@@ -127,12 +127,8 @@ class Vmcs:
             self.i[L.i_flags(ACCESS_RIGHTS.index(name))] = flags_from_access(value)
         self.q[index] = value
 
-    def vmread(self, encoding: int) -> int | None:
-        """VMREAD: the value, or None if the encoding names no field."""
-        found = arch.decode(encoding)
-        if found is None:
-            return None
-        field, high = found
+    def vmread(self, field: Field, high: bool) -> int:
+        """VMREAD of a field that :func:`generator.arch.vmcs.decode` found."""
         value = self.read(field.name)
         return value >> 32 if high else value
 
