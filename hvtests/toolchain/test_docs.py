@@ -5,9 +5,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 from generator import errors, layout
 from generator.arch import abi
+from hvtests.runners import kvm
 from hvtests.runners.base import Verdict
+from hvtests.toolchain.command import MINIMAL, hvforge
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
@@ -50,3 +54,27 @@ def test_boot_protocol_addresses() -> None:
     for address in (layout.LOADER, layout.LOADER_TABLE, layout.LOADER_BUFFER):
         assert f"{address:X}H" in text
     assert f"{layout.LOADER_BUFFER_SIZE >> 10} KiB" in text
+
+
+def test_the_readme_s_transcript_is_what_the_commands_print(capfd: pytest.CaptureFixture[str]) -> None:
+    """Each line of output in the first console block stands in what its command prints now, in that order."""
+    block = (DOCS.parent / "README.md").read_text().split("```console\n")[1].split("```")[0]
+    expected: dict[str, list[str]] = {}
+    for line in block.splitlines():
+        if line.startswith("$ "):
+            command = line.removeprefix("$ ").split("#")[0].strip()
+            expected[command] = []
+        elif line not in ("...", ""):
+            expected[command].append(line)
+    assert list(expected) == ["cat images/minimal.toml", "hvforge verify images/minimal.toml",
+                              "hvforge run images/minimal.toml --on bochs", "hvforge run images/minimal.toml --on qemu"]
+    printed = {
+        "cat images/minimal.toml": MINIMAL.read_text(),
+        "hvforge verify images/minimal.toml": hvforge(capfd, "verify", MINIMAL).out,
+    }
+    if not kvm.probe().vmx:  # where KVM offers VMX, the guests run in QEMU too
+        printed["hvforge run images/minimal.toml --on qemu"] = hvforge(capfd, "run", MINIMAL, "--on", "qemu").out
+    for command, text in printed.items():
+        lines = iter(text.splitlines())
+        for line in expected[command]:
+            assert any(line == other.rstrip() for other in lines), f"{command}: {line!r} is not there (in this order)"
