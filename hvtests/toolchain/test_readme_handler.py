@@ -35,8 +35,8 @@ def test_the_handler_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             for item in before(*arguments))  # type: ignore[arg-type]
 
     monkeypatch.setattr(vmcs_init, "wanted_controls", wanted)
-    plain = pipeline.build
-    monkeypatch.setattr("hvtests.guests.flat.build", lambda path, formats: plain(path, formats, [tmp_path / "templates"]))
+    plain, overlays = pipeline.build, [tmp_path / "templates"]
+    monkeypatch.setattr("hvtests.guests.flat.build", lambda path, formats: plain(path, formats, overlays))
     image = make([Guest("spinner", "pause\npause\npause\nxor ebx, ebx\n" + EXIT)], tmp_path)
     result = UnicornRunner().run(image)
     assert result.verdict is Verdict.FINISHED, result.text
