@@ -136,6 +136,8 @@ class Fabric:
         box[native.BOX_LOOP_EXIT_RESTORE] = _address(self._function("cpu_loop_exit_restore", None))
         box[native.BOX_TLBS] = self._tlb_address
         box[native.BOX_PAGES] = len(self.ram) >> 12
+        self._code_pages = (ctypes.c_char * (len(self.ram) // 0x8000 + 8))()
+        box[native.BOX_CODE_PAGES] = ctypes.addressof(self._code_pages)
         box[native.BOX_DEADLINE] = NEVER
         self._io = box.cast("B").cast("I")
         fill = ctypes.c_uint64.from_address(pointer(self.cpu + L.CLASS_POINTER_AT, "the CPU's class") + L.TLB_FILL_AT)
@@ -150,18 +152,20 @@ class Fabric:
         python, unmapped = (_address(callback) for callback in self._callbacks)
         box[native.BOX_PYTHON] = box[native.BOX_EVENT] = python
         self._hook(uc_const.UC_HOOK_INTR, self._thunks.addresses["event"])
-        self._hook(uc_const.UC_HOOK_MEM_INVALID, unmapped)
+        # Over RAM this hook would keep all stores slow; there is nothing to hear of there.
+        self._hook(uc_const.UC_HOOK_MEM_INVALID, unmapped, first=len(self.ram))
         self._hook(uc_const.UC_HOOK_BLOCK, self._thunks.addresses["block"])
         for name, instruction in (("in", x86_const.UC_X86_INS_IN), ("out", x86_const.UC_X86_INS_OUT),
                                   ("syscall", x86_const.UC_X86_INS_SYSCALL),
                                   ("sysenter", x86_const.UC_X86_INS_SYSENTER)):
             self._hook(uc_const.UC_HOOK_INSN, self._thunks.addresses[name], instruction)
 
-    def _hook(self, kind: int, callback: int, *instruction: int) -> None:
+    def _hook(self, kind: int, callback: int, *instruction: int, first: int | None = None) -> None:
+        begin, end = (1, 0) if first is None else (first, NEVER)
         status = self._lib.uc_hook_add(
             ctypes.c_void_p(self.engine), ctypes.byref(ctypes.c_size_t()), ctypes.c_int(kind),
-            ctypes.c_void_p(callback), ctypes.c_void_p(self._thunks.box_address), ctypes.c_uint64(1),
-            ctypes.c_uint64(0), *(ctypes.c_int(number) for number in instruction))
+            ctypes.c_void_p(callback), ctypes.c_void_p(self._thunks.box_address), ctypes.c_uint64(begin),
+            ctypes.c_uint64(end), *(ctypes.c_int(number) for number in instruction))
         if status:
             raise EngineError(f"unicorn refuses hook {kind:#x}: error {status}")
 
@@ -179,12 +183,6 @@ class Fabric:
         q[L.Q_FEATURES + L.FEATURE_1_ECX] |= L.FEATURE_MONITOR
         i[L.I_HFLAGS] = i[L.I_HFLAGS] | L.HF_GUEST | L.HF_SOFTMMU
         i[L.I_HFLAGS2] = L.HF2_GIF
-
-    def limit_features(self, words: dict[tuple[int, int], int]) -> None:
-        """Take from the engine the instructions that no CPUID word `(leaf, register) -> bits` offers."""
-        for index, key in L.FEATURE_WORDS.items():
-            if key in words:
-                self.q[L.Q_FEATURES + index] &= words[key] | _ALWAYS_OFFERED.get(key, 0)
 
     # -- running ---------------------------------------------------------------------------------------------------
 
@@ -382,10 +380,6 @@ class Fabric:
     def io(self) -> tuple[int, int, int]:
         """Port, size in bytes and value (OUT only) of the last IN or OUT."""
         return self._io[2 * native.BOX_IO], self._io[2 * native.BOX_IO + 1], self._io[2 * native.BOX_IO_VALUE]
-
-
-# FPU, MSR, PAE, SSE, LM, NX, SYSCALL: the engine itself leans on them.
-_ALWAYS_OFFERED = {(1, 3): 0x0700_0061, (0x8000_0001, 3): 0x2010_0800}
 
 
 def _address(function: Any) -> int:

@@ -103,3 +103,14 @@ def try_events(fabric: Any) -> None:
     codes = ((L.CODE_CPUID, 0), (L.CODE_IN, 2), (L.CODE_HLT, 4))
     if seen != [(code, offset, start + offset) for code, offset in codes] or fabric.io[:2] != (0x80, 1):
         raise unknown(f"its events: {seen}")
+
+
+# FPU, MSR, PAE, SSE, LM, NX, SYSCALL: the engine itself leans on them.
+_ALWAYS_OFFERED = {(1, 3): 0x0700_0061, (0x8000_0001, 3): 0x2010_0800}
+
+
+def limit_features(q: memoryview, words: dict[tuple[int, int], int]) -> None:
+    """Take from the engine the instructions that no CPUID word `(leaf, register) -> bits` offers."""
+    for index, key in L.FEATURE_WORDS.items():
+        if key in words:
+            q[L.Q_FEATURES + index] &= words[key] | _ALWAYS_OFFERED.get(key, 0)

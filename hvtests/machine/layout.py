@@ -22,6 +22,7 @@ TLB_COUNT = 3
 TLB_DESCRIPTOR_SIZE = 16
 TLB_ENTRY_SHIFT = 6
 TLB_ENTRY_CODE_AT = 16      # linear page that may be fetched, then the physical page
+TLB_INVALID = 0x800         # as a page: never matches
 TLB_ENTRY_ADDEND_AT = 32    # linear address to address in this process
 
 # In the CPU (byte offsets).
@@ -177,6 +178,7 @@ CODE_OUT = 0x601
 CODE_SYSCALL = 0x602
 CODE_SYSENTER = 0x603
 CODE_DEADLINE = 0x604
+CODE_RETRY = 0x606           # nothing happened; the same instruction again
 CODE_RESTRICTED = 0x605      # a page that EPT makes not executable, or execute-only
 
 

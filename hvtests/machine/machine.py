@@ -14,6 +14,7 @@ from hvtests.machine.clock import Clock
 from hvtests.machine.cpu import Cpu
 from hvtests.machine.devices.pc import attach_pc
 from hvtests.machine.fabric import NEVER, Fabric
+from hvtests.machine.fabric_probe import limit_features
 from hvtests.machine.instructions import Instructions
 from hvtests.machine.memory import Memory
 from hvtests.machine.paging import FETCH
@@ -59,7 +60,7 @@ class Machine:
         self.on_guest_deadline: Callable[[], None] = lambda: None
         self.check_cr: Callable[[int, int], None] = _any_value
         self.reset()
-        self.fabric.limit_features({key: cpu.cpuid(key[0], 0)[key[1]] for key in L.FEATURE_WORDS.values()})
+        limit_features(self.fabric.q, {key: cpu.cpuid(key[0], 0)[key[1]] for key in L.FEATURE_WORDS.values()})
         self.msrs = MsrFile(cpu, self.fabric, self.cpu, self.clock)
         self.instructions = Instructions(self)
         self.root = RootMode(self)

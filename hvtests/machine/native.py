@@ -17,8 +17,9 @@ from hvtests.machine import layout as L
 # Words of the box.
 (BOX_CPU, BOX_LOOP_EXIT, BOX_TLB_FILL, BOX_TICKS, BOX_DEADLINE, BOX_LINEAR, BOX_ACCESS, BOX_IO, BOX_IO_VALUE,
  BOX_NO_FETCH, BOX_FETCH_ONLY, BOX_PAGES, BOX_TLBS, BOX_LOOP_EXIT_RESTORE, BOX_ENV, BOX_EVENT, BOX_PYTHON,
- BOX_TLB_FLUSH, BOX_CC_COMPUTE, BOX_ALARM, BOX_GUEST_DEADLINE, BOX_REQUESTS, BOX_DEBUGCTL, BOX_SIDE) = range(24)
-BOX_EXTENSION = 24      # from here on for whoever replaces BOX_EVENT
+ BOX_TLB_FLUSH, BOX_CC_COMPUTE, BOX_ALARM, BOX_GUEST_DEADLINE, BOX_REQUESTS, BOX_DEBUGCTL, BOX_SIDE,
+ BOX_CODE_PAGES) = range(25)
+BOX_EXTENSION = 25      # from here on for whoever replaces BOX_EVENT
 BOX_WORDS = 64
 
 _LEAVE = f"mov dword ptr [rdi + {L.EXCEPTION_INDEX_AT}]"
@@ -29,7 +30,11 @@ SIZE = 4 * mmap.PAGESIZE
 _THUNKS = {
     # uc, code, box: to Python, or to an extension that tries first
     "event": f"""
-        jmp   qword ptr [rdx + {8 * BOX_EVENT}]""",
+        cmp   esi, {L.CODE_RETRY}
+        je    again
+        jmp   qword ptr [rdx + {8 * BOX_EVENT}]
+        again:
+        ret""",
     # uc, port, size, box
     "in": f"""
         mov   [rcx + {8 * BOX_IO}], esi
@@ -68,22 +73,21 @@ _THUNKS = {
         {_LEAVE}, {L.CODE_DEADLINE}
         jmp   qword ptr [rcx + {8 * BOX_LOOP_EXIT}]""",
     # cpu, linear address, size, access, TLB number, probe; on the stack where to resume. Remembers the linear address,
-    # which a nested fault does not report. While there are bit maps of host pages that may not be fetched from, or only
-    # be fetched from, it takes the right away again from what the engine has put into the TLB.
+    # which a nested fault does not report, and then looks at what the engine has put into the TLB:
+    # - A page of RAM from which no code was ever fetched loses the right to be fetched from: only then does the engine
+    #   store to it at full speed. The first fetch comes here again.
+    # - A page that has had code in it never gets to full speed, however it is mapped: stores must find that code.
+    # - While there are bit maps of host pages that may not be fetched from, or only be fetched from, they rule.
     "tlb_fill": f"""
-        movabs rax, {{box}}
-        mov   [rax + {8 * BOX_LINEAR}], rsi
-        mov   [rax + {8 * BOX_ACCESS}], rcx
-        cmp   qword ptr [rax + {8 * BOX_NO_FETCH}], 0
-        jne   restricted
-        jmp   qword ptr [rax + {8 * BOX_TLB_FILL}]
-        restricted:
         push  rbx
         push  r12
         push  r13
         mov   rbx, rsi
         mov   r12d, ecx
         mov   r13d, r8d
+        movabs rax, {{box}}
+        mov   [rax + {8 * BOX_LINEAR}], rsi
+        mov   [rax + {8 * BOX_ACCESS}], rcx
         sub   rsp, 8
         push  qword ptr [rsp + 40]
         call  qword ptr [rax + {8 * BOX_TLB_FILL}]
@@ -101,10 +105,28 @@ _THUNKS = {
         shr   rcx, 12
         cmp   rcx, [rdx + {8 * BOX_PAGES}]
         jae   done
+        mov   rsi, [rdx + {8 * BOX_CODE_PAGES}]
+        cmp   r12d, 2
+        jne   data
+        bts   [rsi], rcx
+        jae   first_fetch
+        jmp   known
+        data:
+        bt    [rsi], rcx
+        jb    has_code
+        mov   qword ptr [rbx + {L.TLB_ENTRY_CODE_AT}], -1
+        jmp   known
+        has_code:
+        cmp   qword ptr [rbx + {L.TLB_ENTRY_CODE_AT}], -1
+        jne   known
+        mov   qword ptr [rbx + {L.TLB_ENTRY_CODE_AT}], {L.TLB_INVALID}
+        known:
         mov   rsi, [rdx + {8 * BOX_NO_FETCH}]
+        test  rsi, rsi
+        je    done
         bt    [rsi], rcx
         jae   fetchable
-        mov   qword ptr [rbx + {L.TLB_ENTRY_CODE_AT}], -1
+        mov   qword ptr [rbx + {L.TLB_ENTRY_CODE_AT}], {L.TLB_INVALID}
         cmp   r12d, 2
         je    refuse
         fetchable:
@@ -120,6 +142,14 @@ _THUNKS = {
         pop   r12
         pop   rbx
         ret
+        first_fetch:
+        mov   rdi, [rdx + {8 * BOX_CPU}]
+        {_LEAVE}, {L.CODE_RETRY}
+        call  qword ptr [rdx + {8 * BOX_TLB_FLUSH}]
+        movabs rdx, {{box}}
+        mov   rdi, [rdx + {8 * BOX_CPU}]
+        mov   rsi, [rsp + 32]
+        call  qword ptr [rdx + {8 * BOX_LOOP_EXIT_RESTORE}]
         refuse:
         mov   rdi, [rdx + {8 * BOX_CPU}]
         mov   rsi, [rsp + 32]

@@ -11,7 +11,7 @@ from hvtests.model.asm import (
     assemble,
     gate64,
 )
-from hvtests.model.bare import HANDLER, RAX, RBX, RCX, RDI, RDX, RSI, long, real, run
+from hvtests.model.bare import HANDLER, RAX, RBP, RBX, RCX, RDI, RDX, RSI, long, real, run
 from hvtests.vmx.model import VmxMachine
 
 # -- system registers ----------------------------------------------------------------------------------------------
@@ -183,3 +183,58 @@ def test_limits() -> None:
 def test_halts_are_told_apart() -> None:
     assert "interrupts off" in run(long("hlt")).detail
     assert "none to come" in run(long("sti; hlt")).detail
+
+
+# -- code that is written while it runs ----------------------------------------------------------------------------
+
+TWO_FUNCTIONS = """
+    {execute_disable}
+    mov ebx, 0x200000
+    mov ecx, 3
+again:
+    call rbx; mov rsi, rax
+    lea rdx, [rbx + 0x800]; call rdx; mov rdi, rax
+    {between}
+    mov r8d, {alias}
+    inc byte ptr [r8 + 1]
+    inc byte ptr [r8 + 0x801]
+    inc byte ptr [r8 + 1]
+    inc byte ptr [r8 + 0x801]
+    dec ecx; jnz again
+    call rbx; mov rsi, rax
+    lea rdx, [rbx + 0x800]; call rdx; mov rdi, rax
+    hlt
+"""
+
+
+@pytest.mark.parametrize("alias", [0x200000, 0x600000, 0xA00000], ids=["same", "executable", "no-execute"])
+@pytest.mark.parametrize("between", ["nop", "mov rax, cr3; mov cr3, rax", "mov r9, [0x7ff000]"])
+def test_code_stored_through_any_mapping_is_seen(alias: int, between: str) -> None:
+    """Two functions in one page, each patched twice a round, through the same linear address or another."""
+    between = between.replace("mov r9, [0x7ff000]", "mov r9d, 0x7ff000; mov r9, [r9]")
+    machine = long(TWO_FUNCTIONS.format(alias=alias, between=between, execute_disable=(
+        "mov ecx, 0xc0000080; rdmsr; or eax, 0x800; wrmsr")))
+    memory = machine.memory
+    memory.set_u64(HOST_TABLES + 0x2018, 0x200083)
+    memory.set_u64(HOST_TABLES + 0x2028, 0x200083 | 1 << 63)
+    for at in (0x200000, 0x200800):
+        memory.write(at, assemble("mov eax, 10; ret", at))
+    run(machine)
+    assert (machine.cpu.gprs[RSI], machine.cpu.gprs[RDI]) == (16, 16)
+
+
+def test_data_and_code_in_one_page() -> None:
+    """A counter beside the loop that counts: slow, and right."""
+    machine = long("mov ecx, 1000; again: inc dword ptr [rip + 0x40]; add esi, [rip + 0x3a]; dec ecx; jnz again; hlt")
+    run(machine)
+    assert machine.cpu.gprs[RSI] == 1000 * 1001 // 2
+
+
+def test_a_page_of_data_becomes_code_and_data_again() -> None:
+    machine = long("""
+        mov ebx, 0x300000; mov dword ptr [rbx], 0xc3c0ff90; mov eax, 5; call rbx; mov esi, eax
+        mov dword ptr [rbx], 0xc3c8ff90; mov eax, 5; call rbx; mov edi, eax
+        mov dword ptr [rbx], 0x12345678; mov ebp, [rbx]; hlt""")      # NOP; INC EAX; RET and NOP; DEC EAX; RET
+    run(machine)
+    gprs = machine.cpu.gprs
+    assert (gprs[RSI], gprs[RDI], gprs[RBP]) == (6, 4, 0x12345678)
