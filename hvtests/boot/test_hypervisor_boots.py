@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import struct
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,17 @@ def test_qemu_runs_the_guests_or_is_refused_for_its_missing_vmx(minimal: Path, s
     assert (result.verdict, result.code) == (Verdict.REFUSED, 0x12)
     assert result.lines[1:] == [
         "hvforge: refused: CPUID.1:ECX[5] (VMX) is not offered by this CPU", "hvforge: end 0x12 REFUSED"]
+
+
+@pytest.mark.qemu
+@pytest.mark.parametrize("machine", ["pc", "q35"])
+def test_without_a_debug_exit_port_the_machine_is_powered_off(minimal: Path, machine: str) -> None:
+    """ACPI S5 by PM1a_CNT at port 604H, which QEMU has; its status is 0 then."""
+    command = ["qemu-system-x86_64", "-machine", machine, "-nodefaults", "-display", "none", "-no-reboot",
+               "-serial", "stdio", "-accel", "tcg", "-kernel", str(minimal / "minimal.elf")]
+    done = subprocess.run(command, capture_output=True, timeout=60, check=False, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.decode().splitlines()[-1] == "hvforge: end 0x12 REFUSED"
 
 
 @pytest.mark.bochs
