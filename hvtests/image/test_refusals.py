@@ -60,7 +60,8 @@ def test_each_control_it_needs_is_missed_by_name(image: Path, word: str, name: s
     ("VMX", ["CPUID.1:ECX[5] (VMX) is not offered by this CPU"]),
     ("TRUE_CTLS", ["IA32_VMX_BASIC (0x480) bit 55 (the TRUE capability MSRs) is not offered by this CPU"]),
     ("PAGE_2M", ["IA32_VMX_EPT_VPID_CAP (0x48c) bit 16 (2 MiB EPT pages) is not offered by this CPU"]),
-    ("INVVPID_SINGLE", ["IA32_VMX_EPT_VPID_CAP (0x48c) bit 41 (INVVPID for a single context) is not offered by this CPU"]),
+    ("INVVPID_SINGLE", [
+        "IA32_VMX_EPT_VPID_CAP (0x48c) bit 41 (INVVPID for a single context) is not offered by this CPU"]),
 ])
 def test_each_capability_it_needs_is_missed_by_name(image: Path, feature: str, expected: list[str]) -> None:
     assert _refusals(UnicornRunner(cpu=CpuModel.default().without(feature)).run(image)) == expected
