@@ -197,6 +197,23 @@ def explain(
 
 
 @app.command()
+def checks(
+    words: Annotated[list[str] | None, typer.Argument(help="Only rules whose ID, sentence or fields have these.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """List the rules that every VM entry is judged by, in the manual's order."""
+    from generator.cli_report import print_rules
+    from hvtests.vmx.diagnose import rules
+
+    wanted = [word.lower() for word in words or ()]
+    found = [rule for rule in rules() if all(
+        word in " ".join((rule.id, rule.sentence, *rule.reads)).lower() for word in wanted)]
+    if not found:
+        raise UsageError(f"no rule has {' and '.join(wanted)} in its ID, sentence or fields", "checks")
+    print_rules(found, as_json=json_)
+
+
+@app.command()
 def images() -> None:
     """List the images that come with hvforge, to build or to copy."""
     from generator.cli_report import print_images

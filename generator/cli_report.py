@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from generator.doctor import Finding
     from generator.explain import Explanation
     from hvtests.verification import Verification
+    from hvtests.vmx.checks import Rule
 
 _PIPE_WIDTH = 10_000   # columns where the output is no terminal: nothing is folded
 _FILES = {
@@ -104,6 +105,21 @@ def print_explanation(explanation: Explanation) -> None:
         out.print(Text(f"  {label:{width}}  {text}"))
     if explanation.section:
         out.print(Text(f"  {explanation.section}"))
+
+
+def print_rules(rules: Sequence[Rule], *, as_json: bool) -> None:
+    """`hvforge checks`: each rule in words, or as one JSON object a line."""
+    if as_json:
+        for rule in rules:
+            print(json.dumps({"id": rule.id, "stage": rule.stage.value, "section": rule.section,
+                              "sentence": rule.sentence, "reads": list(rule.reads)}))
+        return
+    out = _Out()
+    for rule in rules:
+        out.print(Text.assemble((rule.id, "bold"), f"  {rule.stage.value}, {rule.section}"))
+        out.print(Text(f"    {rule.sentence}"))
+        out.print(Text(f"    reads {', '.join(rule.reads)}"))
+    out.print(Text(f"{len(rules)} rules"))
 
 
 def print_images(paths: Sequence[Path]) -> None:
