@@ -198,7 +198,7 @@ def explain(
 
 @app.command()
 def checks(
-    words: Annotated[list[str] | None, typer.Argument(help="Only rules whose ID, sentence or fields have these.")] = None,
+    words: Annotated[list[str] | None, typer.Argument(help="Only rules that have these: ID, sentence, fields.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
     """List the rules that every VM entry is judged by, in the manual's order."""

@@ -119,7 +119,7 @@ def print_rules(rules: Sequence[Rule], *, as_json: bool) -> None:
         out.print(Text.assemble((rule.id, "bold"), f"  {rule.stage.value}, {rule.section}"))
         out.print(Text(f"    {rule.sentence}"))
         out.print(Text(f"    reads {', '.join(rule.reads)}"))
-    out.print(Text(f"{len(rules)} rules"))
+    out.print(Text(f"{len(rules)} rule{'s' if len(rules) != 1 else ''}"))
 
 
 def print_images(paths: Sequence[Path]) -> None:

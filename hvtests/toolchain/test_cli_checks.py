@@ -28,7 +28,7 @@ def test_every_rule_is_listed_with_what_a_program_needs(capfd: Capture) -> None:
 
 def test_words_narrow_the_list(capfd: Capture) -> None:
     out = hvforge(capfd, "checks", "guest.cs", "D/B").out
-    assert "guest.cs.db_with_l" in out and out.splitlines()[-1] == "1 rules"
+    assert "guest.cs.db_with_l" in out and out.splitlines()[-1] == "1 rule"
 
 
 def test_nothing_found_is_said(capfd: Capture) -> None:
