@@ -9,13 +9,17 @@ from hvtests.model.asm import CODE32, HANDLER_AT, Lab, gate64
 from hvtests.vmx import vmcs as v
 from hvtests.vmx.records import ExitLog
 
-# Handles CPUID (10) and VMCALL (18) by itself; anything else is a debug exit with the reason. R8D counts the exits.
+# Handles CPUID (10) by CPUID, VMCALL, CR access, I/O and WRMSR by going on; anything else is a debug exit with the
+# reason. R8D counts the exits.
 HANDLER = """
     push rdx; push rcx; push rbx; push rax
     inc r8
     mov eax, 0x4402; vmread rdx, rax
     cmp edx, 10; je cpuid_exit
     cmp edx, 18; je next
+    cmp edx, 30; je next
+    cmp edx, 32; je next
+    cmp edx, 28; je next
     cmp edx, 52; je again
     mov al, dl; out 0xf4, al
 cpuid_exit:
@@ -83,6 +87,17 @@ def same(code: str | bytes, **keywords: object) -> dict[str, object]:
 def test_loops(mode: int, keywords: dict[str, object]) -> None:
     result = same(LOOP64 if mode == 64 else LOOP, mode=mode, **keywords)
     assert result["total"] == 601 and result["stop"].code == 12  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("mode", [64, 32, 16])
+def test_exits_that_python_decides_and_native_code_makes(mode: int) -> None:
+    """I/O with and without a string, WRMSR, a control register with its qualification."""
+    code = ("mov esi, 100; mov edx, 0x3f8; mov ecx, 0x174; again: out dx, al; in ax, dx; wrmsr; sti; out 0x21, al; cli;"
+            "mov cr3, eax; std; outsb; cld; dec esi; jnz again; hlt")
+    if mode == 64:
+        code = code.replace("mov cr3, eax", "mov cr3, rax")
+    result = same(code, mode=mode, proc=("UNCONDITIONAL_IO_EXITING", "CR3_LOAD_EXITING"))
+    assert result["total"] == 601
 
 
 def test_the_timer_expires_at_the_same_instruction() -> None:

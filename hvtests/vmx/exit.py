@@ -48,6 +48,8 @@ class Exit:
         assert vmcs is not None
         if information is not None:
             vmcs.q[_INSTRUCTION] = information
+        if self.vmx.quick.exit(reason, length, qualification):
+            return
         self._leave(vmcs, reason, qualification, length, 0)
 
     def event(self, reason: int, qualification: int = 0, *, information: int = 0, error_code: int = 0,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from generator.arch import vmcs as arch
 from generator.arch.vmcs import FieldType, FieldWidth
 from hvtests.machine import layout as L
+from hvtests.machine import native as n
 from hvtests.machine.fabric import ALWAYS
 from hvtests.machine.root import ROOT_CR_DR
 from hvtests.vmx import bits as c
@@ -22,7 +23,7 @@ from hvtests.vmx import vmcs as v
 from hvtests.vmx.checks import RULES, EntryState
 from hvtests.vmx.prepared import Controls, HostState
 from hvtests.vmx.quick_host import BEGIN, END
-from hvtests.vmx.quick_switch import ENTRY, EXIT
+from hvtests.vmx.quick_switch import CALL, ENTRY, ENTRY_POINT, EXIT
 from hvtests.vmx.quick_text import CPUID_ENTRIES, HOST_WORDS, Box, Option
 from hvtests.vmx.vmcs import Vmcs
 
@@ -65,7 +66,9 @@ class Quick:
         self._fields = ctypes.create_string_buffer(_field_table(vmx.fields))
         self._cpuid = (ctypes.c_char * (_CPUID_ENTRY.size * CPUID_ENTRIES))()
         self._known: set[tuple[int, int, int]] = set()
-        box = self._box = fabric.extend(BEGIN + EXIT + ENTRY + END)
+        box = self._box = fabric.extend(CALL + BEGIN + EXIT + ENTRY + END)
+        prototype = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_uint64)
+        self._exit = prototype(box[n.BOX_EVENT] + ENTRY_POINT)
         box[Box.FIELDS] = ctypes.addressof(self._fields)
         box[Box.CPUID_TABLE] = ctypes.addressof(self._cpuid)
         box[Box.ROOT_INTERCEPT], box[Box.ROOT_CR_DR] = ALWAYS, ROOT_CR_DR
@@ -125,6 +128,13 @@ class Quick:
             return False
         state = EntryState(vmcs.read, self._vmx.model, self._machine.memory, vmcs_pointer=vmcs.address)
         return not any(rule.guard is not None and rule.guard(state) for rule in RULES)
+
+    def exit(self, reason: int, length: int, qualification: int) -> bool:
+        """Make a VM exit by an instruction. False where it is not plain: nothing has changed then."""
+        if not self._box[Box.ENABLED] or not self._exit(self._fabric.box_address, reason, length, qualification):
+            return False
+        self._fabric.settle()
+        return True
 
     def withdraw(self) -> None:
         """What the EPT's shadow is has changed: VM entries are Python's until it has looked again."""

@@ -24,31 +24,68 @@ from hvtests.vmx.quick_text import (
     vmcs,
 )
 
-# r15d = reason, r13d = instruction length
+
+def _unless_plain(way_out: str, label: str) -> str:
+    """Go to `way_out` if the VM exit of the running guest is not one for this code."""
+    return f"""
+    cmp   qword ptr {vmcs(v.QUICK)}, 0
+    je    {way_out}
+    cmp   qword ptr {box(n.BOX_REQUESTS)}, 0
+    jne   {way_out}
+    cmp   qword ptr {box(n.BOX_NO_FETCH)}, 0
+    jne   {way_out}
+    test  dword ptr {env32(L.I_HFLAGS2)}, {L.HF2_HIF | L.HF2_VINTR}
+    jne   {way_out}
+    test  dword ptr {env32(L.I_HFLAGS)}, {L.HF_INHIBIT_IRQ}
+    jne   {way_out}
+    test  dword ptr {env(L.Q_EFER)}, 1024
+    jne   {label}
+    test  dword ptr {env(L.Q_CR + 4)}, 32
+    je    {label}
+    bt    dword ptr {env(L.Q_CR)}, 31
+    jb    {way_out}
+{label}:
+"""
+
+
+# A function for Python: box, reason, instruction length, qualification; 1 if the VM exit has been made, else 0 and
+# nothing has changed. It stands ENTRY_POINT bytes behind the hook.
+ENTRY_POINT: Final = 16
+CALL: Final = f"""
+    jmp   hook
+    .align {ENTRY_POINT}
+    push  rbx
+    push  rbp
+    push  r12
+    push  r13
+    push  r14
+    push  r15
+    sub   rsp, 8
+    mov   rbx, rdi
+    mov   rbp, {box(n.BOX_ENV)}
+    mov   r12, {box(Box.VMCS)}
+    mov   r15d, esi
+    mov   r13d, edx
+    mov   r14, rcx
+    {_unless_plain("refused", "plain_call")}
+    jmp   exit
+refused:
+    xor   eax, eax
+    jmp   done
+hook:
+"""
+
+# r15d = reason, r13d = instruction length, r14 = qualification
 EXIT: Final = f"""
 guest:
-    cmp   qword ptr {vmcs(v.QUICK)}, 0
-    je    leave
-    cmp   qword ptr {box(n.BOX_REQUESTS)}, 0
-    jne   leave
-    cmp   qword ptr {box(n.BOX_NO_FETCH)}, 0
-    jne   leave
-    mov   ecx, {env32(L.I_HFLAGS2)}
-    test  ecx, {L.HF2_HIF | L.HF2_VINTR}
-    jne   leave
-    test  dword ptr {env(L.Q_EFER)}, 1024
-    jne   not_pae
-    test  dword ptr {env(L.Q_CR + 4)}, 32
-    je    not_pae
-    bt    dword ptr {env(L.Q_CR)}, 31
-    jb    leave
-not_pae:
+    {_unless_plain("leave", "plain_guest")}
     cmp   r13d, {L.CODE_CPUID}
     jne   maybe_vmcall
     cmp   word ptr [r8], 41487
     jne   leave
     mov   r15d, 10
     mov   r13d, 2
+    xor   r14d, r14d
     jmp   exit
 maybe_vmcall:
     cmp   word ptr [r8], 271
@@ -57,6 +94,7 @@ maybe_vmcall:
     jne   leave
     mov   r15d, 18
     mov   r13d, 3
+    xor   r14d, r14d
 exit:
     mov   esi, {env32(L.I_CC_OP)}
     cmp   esi, {L.CC_OP_EFLAGS}
@@ -121,7 +159,7 @@ no_lma:
     xor   eax, eax
     mov   {field("GUEST_PENDING_DBG_EXCEPTIONS")}, rax
     mov   {field("GUEST_ACTIVITY_STATE")}, rax
-    mov   {field("EXIT_QUALIFICATION")}, rax
+    mov   {field("EXIT_QUALIFICATION")}, r14
     mov   {field("VM_EXIT_INTR_INFO")}, rax
     mov   {field("IDT_VECTORING_INFO_FIELD")}, rax
     mov   {field("VM_EXIT_REASON")}, r15
@@ -146,7 +184,7 @@ no_timer:
     mov   [rdi], rax
     mov   [rdi + 8], r15
     xor   eax, eax
-    mov   [rdi + 16], rax
+    mov   [rdi + 16], r14
     mov   rcx, {env(L.Q_RIP)}
     mov   [rdi + 24], rcx
     mov   [rdi + 32], r13
@@ -191,6 +229,7 @@ pat_stays:
 flush:
     mov   rdi, {box(n.BOX_CPU)}
     call  qword ptr {box(n.BOX_TLB_FLUSH)}
+    mov   eax, 1
     jmp   done
 """
 
