@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from hvtests.machine import io, registers
 from hvtests.machine import layout as L
+from hvtests.machine.cpu import MASK64, Segment
 from hvtests.machine.decode import Instruction
-from hvtests.machine.delivery import GP, Fault
+from hvtests.machine.delivery import GP, NP, Fault, read_descriptor
 from hvtests.machine.events import Event, software_event
 from hvtests.machine.stop import unmodelled
 
@@ -114,6 +115,25 @@ class Instructions:
         registers.load_xcr0(self.cpu, self.model, q[L.Q_RCX] & MASK32, value)
         self.cpu.advance(self.current().length)
 
+    def ltr(self) -> None:
+        """LTR (SDM 2A "LLDT", "LTR"): the engine has checked mode and CPL. Raises Fault #GP or #NP."""
+        cpu, found = self.cpu, self.current()
+        selector = self.word_operand(found)
+        if selector & 0xFFFC == 0:
+            raise Fault(GP, 0)
+        error_code = selector & 0xFFFC
+        task = read_descriptor(cpu, selector, GP, error_code)
+        if selector & 4 or task.access & 0x1F not in ((9,) if cpu.efer >> 10 & 1 else (1, 9)):
+            raise Fault(GP, error_code)
+        if not task.present:
+            raise Fault(NP, error_code)
+        base = task.base
+        if cpu.efer >> 10 & 1:
+            base |= int.from_bytes(cpu.read_linear(task.address + 8 & MASK64, 4, user=False), "little") << 32
+        cpu.write_linear(task.address + 5 & MASK64, bytes([task.access & 0xFF | 2]), user=False)
+        cpu.set_segment(L.TR, Segment(selector, base, task.limit, task.access | 2))
+        cpu.advance(found.length)
+
     # -- control and debug registers -------------------------------------------------------------------------------
 
     def operand(self, found: Instruction) -> int:
@@ -121,7 +141,7 @@ class Instructions:
         return self.fabric.q[found.rm] & (MASK32 if self.cpu.code_bits != 64 else ~0)
 
     def word_operand(self, found: Instruction) -> int:
-        """The 16-bit source of LMSW."""
+        """The 16-bit source of LMSW or LTR."""
         if found.memory is None:
             return self.fabric.q[found.rm] & 0xFFFF
         offset = self.cpu.effective_offset(found.memory, found.length)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 
 import pytest
@@ -9,6 +10,8 @@ import pytest
 from hvtests.machine import layout as L
 from hvtests.machine.stop import StopKind
 from hvtests.model.asm import (
+    CODE32,
+    DATA,
     GUEST_CODE,
     Lab,
     gate32,
@@ -161,6 +164,35 @@ def test_task_gate_exits_with_reason_9() -> None:
     record = lab.first_exit()
     assert (record.reason, record.qualification) == (9, 0x28 | 3 << 30)
     assert lab.read("IDT_VECTORING_INFO_FIELD") == information(0x40, 4) and record.instruction_length == 2
+
+
+def test_a_task_switch_by_a_far_jump_is_not_modelled() -> None:
+    """The engine switches by itself; the run ends at the next exit."""
+    lab = Lab(b"\xea\x00\x00\x00\x00\x50\x00", mode=32, fields={"GUEST_GDTR_LIMIT": 0x57})
+    lab.guest_load(0x108050, struct.pack("<HHBBBB", 0x67, 0xB000, 0x10, 0x89, 0, 0))      # TSS at 0x10B000
+    tss = bytearray(104)
+    struct.pack_into("<III", tss, 0x1C, 0x103000, 0x6000, 2)                               # CR3, EIP, EFLAGS
+    struct.pack_into("<I", tss, 0x38, 0x8000)
+    for at, selector in ((0x48, DATA), (0x4C, CODE32), (0x50, DATA), (0x54, DATA), (0x58, DATA), (0x5C, DATA)):
+        struct.pack_into("<I", tss, at, selector)
+    lab.guest_load(0x10B000, bytes(tss))
+    lab.guest_load(0x6000, "cpuid; hlt", 32)
+    stop = lab.run()
+    assert stop.kind is StopKind.UNMODELLED and "task switch" in stop.detail
+
+
+def test_ltr_in_a_guest() -> None:
+    """No exit without descriptor-table exiting; the descriptor becomes busy, the base is 64 bits wide."""
+    lab = Lab("mov ax, 0x48; ltr ax; str bx; cpuid; hlt", fields={"GUEST_GDTR_LIMIT": 0x57})
+    lab.guest_load(0x108048, struct.pack("<HHBBBBII", 0x67, 0xB000, 0x10, 0x89, 0, 0, 0x1234, 0))
+    lab.until_halt()
+    assert lab.read("GUEST_TR_BASE") == 0x12340010B000 and lab.read("GUEST_TR_AR_BYTES") == 0x8B
+    assert lab.guest_u64(0x108048) >> 40 & 0xFF == 0x8B and lab.machine.cpu.gprs[3] & 0xFFFF == 0x48
+    for access, selector, vector in ((0x8B, 0x48, 13), (0x09, 0x48, 11), (0x89, 0, 13), (0x89, 0x58, 13)):
+        lab = Lab(f"mov ax, {selector}; ltr ax", fields={"GUEST_GDTR_LIMIT": 0x57, "EXCEPTION_BITMAP": 0xFFFFFFFF})
+        lab.guest_load(0x108048, struct.pack("<HHBBBBII", 0x67, 0xB000, 0x10, access, 0, 0, 0, 0))
+        assert lab.first_exit().interruption_info & 0xFF == vector
+        assert lab.read("VM_EXIT_INTR_ERROR_CODE") == selector
 
 
 # -- interrupts ----------------------------------------------------------------------------------------------------

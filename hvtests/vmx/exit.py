@@ -28,6 +28,7 @@ _SYSENTER_CS, _SYSENTER_ESP, _SYSENTER_EIP = (WORD[name] for name in (
     "GUEST_SYSENTER_CS", "GUEST_SYSENTER_ESP", "GUEST_SYSENTER_EIP"))
 _LINEAR, _PHYSICAL = WORD["GUEST_LINEAR_ADDRESS"], WORD["GUEST_PHYSICAL_ADDRESS"]
 _PDPTES = tuple(WORD[f"GUEST_PDPTR{n}"] for n in range(4))
+_TASK_BASE = L.q_base(L.TR)
 STORE_LMA = 1 << 5      # IA32_VMX_MISC
 RFLAGS_RF = 1 << 16
 EPT_VIOLATION, EPT_MISCONFIGURATION = 48, 49
@@ -46,6 +47,7 @@ class Exit:
         """An exit by an instruction of `length` bytes at RIP; RFLAGS.RF is saved as 0 (SDM 3C 28.3.3)."""
         vmcs = self.vmx.guest
         assert vmcs is not None
+        self._check_task(vmcs)
         if information is not None:
             vmcs.q[_INSTRUCTION] = information
         if self.vmx.quick.exit(reason, length, qualification):
@@ -59,6 +61,7 @@ class Exit:
         delivery it interrupted; `resume_flag`: what is saved as RFLAGS.RF, None for what it is."""
         vmcs = self.vmx.guest
         assert vmcs is not None
+        self._check_task(vmcs)
         vmcs.q[_INFO], vmcs.q[_ERROR] = information, error_code
         flags = None if resume_flag is None else RFLAGS_RF if resume_flag else 0
         if during is not None:
@@ -80,6 +83,18 @@ class Exit:
         vmcs.q[_LINEAR] = self.cpu.linear
         qualification = failure.access | failure.rights << 3 | LINEAR_VALID | (0 if failure.walk else FINAL_ACCESS)
         self.event(EPT_VIOLATION, qualification, during=during, resume_flag=resume_flag)
+
+    def expect_task(self) -> None:
+        """LTR has loaded the task register; any other change of it is a task switch."""
+        vmcs = self.vmx.guest
+        assert vmcs is not None
+        vmcs.q[_TASK_BASE] = self.fabric.q[_TASK_BASE]
+
+    def _check_task(self, vmcs: Vmcs) -> None:
+        """The engine switches tasks by itself, where a guest ought to exit with reason 9."""
+        if vmcs.q[_TASK_BASE] != self.fabric.q[_TASK_BASE]:
+            raise unmodelled(f"task switch in a guest, to the TSS at linear {self.fabric.q[_TASK_BASE]:#x}; seen at "
+                             f"{self.cpu.code_linear:#x}")
 
     # -- the steps -------------------------------------------------------------------------------------------------
 

@@ -77,7 +77,7 @@ class Intercepts:
     def enable(self, controls: Controls) -> None:
         """Set the intercepts that these controls need."""
         q = self.fabric.q
-        words = ALWAYS
+        words = ALWAYS | L.intercept_bits(L.CODE_TR_WRITE)
         if controls.proc & c.PAUSE_EXITING:
             words |= L.intercept_bits(L.CODE_PAUSE)
         if controls.proc2 & c.DESCRIPTOR_TABLE_EXITING:
@@ -192,7 +192,10 @@ class Intercepts:
         self.vmx.exit.instruction(INVLPG, found.length, linear)
 
     def descriptor_table(self) -> None:
-        """LGDT, LIDT, SGDT, SIDT (46), LLDT, LTR, SLDT, STR (47) with descriptor-table exiting."""
+        """LGDT, LIDT, SGDT, SIDT (46), LLDT, LTR, SLDT, STR (47) by descriptor-table exiting; LTR always comes here."""
+        if not self.vmx.controls.proc2 & c.DESCRIPTOR_TABLE_EXITING:
+            self.do.ltr()
+            return self.vmx.exit.expect_task()
         found = self.do.current()
         if found.opcode == 0x0F01:
             information = instruction_information(found, 0) | (found.reg & 3) << 28

@@ -38,6 +38,9 @@ def _unless_plain(way_out: str, label: str) -> str:
     jne   {way_out}
     test  dword ptr {env32(L.I_HFLAGS)}, {L.HF_INHIBIT_IRQ}
     jne   {way_out}
+    mov   rcx, {env(L.q_base(L.TR))}
+    cmp   rcx, {vmcs(L.q_base(L.TR))}
+    jne   {way_out}
     test  dword ptr {env(L.Q_EFER)}, 1024
     jne   {label}
     test  dword ptr {env(L.Q_CR + 4)}, 32
