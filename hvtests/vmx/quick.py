@@ -124,7 +124,7 @@ class Quick:
         if not controls.entry & c.ENTRY_LOAD_IA32_EFER or host.efer is None:
             return False
         shadow = self._vmx.shadow
-        if self._vmx.timer.shift or not self._vmx.exits.limit or shadow is None or shadow.no_fetch is not None:
+        if self._vmx.timer.shift or shadow is None or shadow.no_fetch is not None:
             return False
         state = EntryState(vmcs.read, self._vmx.model, self._machine.memory, vmcs_pointer=vmcs.address)
         return not any(rule.guard is not None and rule.guard(state) for rule in RULES)

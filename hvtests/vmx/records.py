@@ -41,10 +41,11 @@ class ExitLog(Sequence[ExitRecord]):
 
     def __init__(self, limit: int | None) -> None:
         self.limit = ALL if limit is None else limit
-        self._memory = mmap.mmap(-1, max(self.limit * WORDS * 8, mmap.PAGESIZE))
+        slots = max(self.limit, 1)      # native code always writes somewhere
+        self._memory = mmap.mmap(-1, slots * WORDS * 8)
         self._words = memoryview(self._memory).cast("Q")
         self.start = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
-        self.end = self.start + self.limit * WORDS * 8
+        self.end = self.start + slots * WORDS * 8
         self.state = memoryview(bytearray(16)).cast("Q")     # address of the next record, number of all exits
         self.state[0] = self.start
 
@@ -62,13 +63,12 @@ class ExitLog(Sequence[ExitRecord]):
         """Append one exit: the fields of ExitRecord in order."""
         state = self.state
         state[1] += 1
-        if self.limit:
-            at = state[0] - self.start >> 3
-            for word in row:
-                self._words[at] = word
-                at += 1
-            following = state[0] + WORDS * 8
-            state[0] = self.start if following == self.end else following
+        at = state[0] - self.start >> 3
+        for word in row:
+            self._words[at] = word
+            at += 1
+        following = state[0] + WORDS * 8
+        state[0] = self.start if following == self.end else following
 
     def __len__(self) -> int:
         return min(self.total, self.limit)
