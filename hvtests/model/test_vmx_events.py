@@ -286,23 +286,34 @@ def test_nmi_is_delivered_to_the_guest_without_exiting_and_blocks_the_next() -> 
 def test_nmi_window() -> None:
     """Virtual NMIs: blocked by the injected NMI until IRET, then exit 8 (SDM 3C 26.2)."""
     lab = Lab("nop; hlt", pin=("NMI_EXITING", "VIRTUAL_NMIS"), proc=("NMI_WINDOW_EXITING",),
-              cpu=_with_virtual_nmis(), fields={"VM_ENTRY_INTR_INFO_FIELD": information(2, 2)})
+              fields={"VM_ENTRY_INTR_INFO_FIELD": information(2, 2)})
     lab.idt({2: gate64(HANDLER)})
     lab.guest_load(HANDLER, "mov esi, 1; iretq")
     record = lab.first_exit()
     assert (record.reason, record.rip, lab.machine.cpu.gprs[RSI]) == (8, GUEST_CODE, 1)
-    lab = Lab("nop; hlt", pin=("NMI_EXITING", "VIRTUAL_NMIS"), proc=("NMI_WINDOW_EXITING",), cpu=_with_virtual_nmis())
+    lab = Lab("nop; hlt", pin=("NMI_EXITING", "VIRTUAL_NMIS"), proc=("NMI_WINDOW_EXITING",))
     record = lab.first_exit()
     assert (record.reason, record.rip) == (8, GUEST_CODE)
 
 
-def _with_virtual_nmis():  # type: ignore[no-untyped-def]
-    from hvtests.vmx.capabilities import CpuModel
-    model = CpuModel.default()
-    for name, bits in (("IA32_VMX_PINBASED_CTLS", 1 << 37), ("IA32_VMX_TRUE_PINBASED_CTLS", 1 << 37),
-                       ("IA32_VMX_PROCBASED_CTLS", 1 << 54), ("IA32_VMX_TRUE_PROCBASED_CTLS", 1 << 54)):
-        model = model.with_msr(name, model.capability(name) | bits)
-    return model
+def test_nmi_window_opens_after_the_instruction_behind_mov_ss() -> None:
+    """Blocking by MOV SS delays the exit by one instruction (SDM 3C 26.2)."""
+    lab = Lab("mov esi, 1; mov esi, 2; hlt", pin=("NMI_EXITING", "VIRTUAL_NMIS"), proc=("NMI_WINDOW_EXITING",),
+              fields={"GUEST_INTERRUPTIBILITY_INFO": 2})
+    record = lab.first_exit()
+    assert (record.reason, record.rip, lab.machine.cpu.gprs[RSI]) == (8, GUEST_CODE + 5, 1)
+
+
+def test_virtual_nmi_blocking_is_the_guest_s_alone() -> None:
+    """With virtual NMIs a physical NMI exits though bit 3 of the interruptibility state is 1, which stays; the host's
+    NMIs are blocked by that exit alone (SDM 3C table 25-3, 28.5.5)."""
+    lab = Lab(f"out 0x78, al; {LOOP}", pin=("NMI_EXITING", "VIRTUAL_NMIS"), fields={"GUEST_INTERRUPTIBILITY_INFO": 8})
+    Line(lab, lab.machine.raise_nmi)
+    record = lab.first_exit()
+    assert (record.reason, record.interruption_info) == (0, information(2, 2))
+    assert lab.read("GUEST_INTERRUPTIBILITY_INFO") == 8 and lab.machine.cpu.nmi_blocked
+    lab = Lab("hlt", pin=("NMI_EXITING", "VIRTUAL_NMIS"), fields={"GUEST_INTERRUPTIBILITY_INFO": 8})
+    assert lab.first_exit().reason == 12 and not lab.machine.cpu.nmi_blocked
 
 
 def test_an_interrupt_raised_while_the_guest_runs() -> None:

@@ -87,9 +87,7 @@ MODELLED_XSAVE_LEAVES: dict[tuple[int, int], Cpuid] = {
 
 # Controls that corei7_skylake_x offers and hvtests.vmx does not implement; (control word, name).
 UNMODELLED: tuple[tuple[str, str], ...] = (
-    ("PINBASED",   "VIRTUAL_NMIS"),
     ("PROCBASED",  "USE_TPR_SHADOW"),
-    ("PROCBASED",  "NMI_WINDOW_EXITING"),
     ("PROCBASED2", "VIRTUALIZE_APIC_ACCESSES"),
     ("PROCBASED2", "VIRTUALIZE_X2APIC_MODE"),
     ("PROCBASED2", "APIC_REGISTER_VIRTUALIZATION"),

@@ -191,11 +191,14 @@ class GuestEvents:
         self.vmx.exit.event(INTERRUPT_WINDOW)
 
     def _watch_nmi_window(self) -> None:
-        """NMI-window exiting: at once if virtual NMIs are not blocked, else after the IRET that unblocks them."""
-        if not self.cpu.nmi_blocked and not self.cpu.interrupts_inhibited:
-            self.vmx.exit.event(NMI_WINDOW)
-        else:
+        """NMI-window exiting: at once if nothing blocks virtual NMIs, else after the IRET that unblocks them, or after
+        the one instruction that STI or MOV SS protects."""
+        if self.cpu.nmi_blocked:
             self.vmx.intercepts.intercept_iret(True)
+        elif self.cpu.interrupts_inhibited:
+            self.machine.after_one_instruction(self._update_if_inside)
+        else:
+            self.vmx.exit.event(NMI_WINDOW)
 
     def iret(self) -> None:
         """IRET with NMI-window exiting: let it run alone and look again."""
