@@ -74,4 +74,5 @@ def run_streaming(image: Path, emulator: str, timeout: float, serial: Path | Non
             console.close()
     if result.verdict is Verdict.EMULATOR_MISSING:
         return int(result.verdict), f"hvforge: error: {emulator}: {result.detail}"
-    return int(result.verdict), f"hvforge: {verdict_line(result, emulator)}"
+    complaints = "".join(f"hvforge: {line}\n" for line in result.complaints)
+    return int(result.verdict), f"{complaints}hvforge: {verdict_line(result, emulator)}"

@@ -54,11 +54,12 @@ def snapshot(lab: Lab, stop: Stop) -> dict[str, object]:
     machine = lab.machine
     vmcs = machine.vmx.current
     assert vmcs is not None
-    fields = bytes(vmcs.b[:v.DIRTY_AT - 80])
+    fields = bytes(vmcs.b[:v.WRITTEN_AT - 80])
     return {
         "stop": stop, "gprs": list(machine.cpu.gprs), "rip": machine.cpu.rip, "flags": machine.cpu.rflags,
         "ticks": machine.fabric.ticks, "exits": list(machine.vmx.exits), "total": machine.vmx.exits.total,
         "fields": {name: vmcs.read(name) for name in v.PLACES}, "dirty": vmcs.dirty(), "data": fields,
+        "written": bytes(vmcs.b[v.WRITTEN_AT:v.DIRTY_AT]),
         "cr": (machine.cpu.cr0, machine.cpu.cr3, machine.cpu.cr4, machine.cpu.efer, machine.cpu.dr[7]),
         "msrs": [machine.msrs.read(index) for index in (0x174, 0x175, 0x176, 0x277, 0x1D9)],
         "memory": hash(machine.memory.read(0, machine.memory.size)), "failures": machine.vmx.failures,

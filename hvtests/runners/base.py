@@ -35,7 +35,8 @@ class RunResult:
 
     ``code`` is the value written to the debug-exit port, where the emulator tells it; ``seconds`` is real time;
     ``detail`` says in one line how it ended; ``exits`` and ``injections`` are the records of VM exits and of events
-    injected by VM entries, where the emulator keeps them.
+    injected by VM entries, where the emulator keeps them; ``complaints`` are lines that explain failed VM entries and
+    VMX instructions, where the emulator can tell.
     """
 
     outcome: Outcome | None
@@ -47,6 +48,7 @@ class RunResult:
     detail: str
     exits: Sequence[ExitRecord] | None = None
     injections: Sequence[Injection] | None = None
+    complaints: Sequence[str] = ()
 
     @property
     def text(self) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from hvtests.machine.stop import Limits, Stop, StopKind
+from hvtests.places import Places
 from hvtests.runners.base import (
     DEFAULT_TIMEOUT,
     RunResult,
@@ -20,6 +21,7 @@ from hvtests.runners.base import (
 
 if TYPE_CHECKING:
     from hvtests.vmx.capabilities import CpuModel
+    from hvtests.vmx.complaints import Complaints
     from hvtests.vmx.model import VmxMachine
 
 INSTALL = "pip install unicorn==2.1.4"
@@ -55,6 +57,7 @@ class UnicornRunner:
 
         begin = time.monotonic()
         machine = VmxMachine(self.memory_mib << 20, self.cpu, on_serial, exits_kept=self.exits_kept)
+        machine.vmx.complaints.place = Places.of_file(image)
         machine.boot(image)
         stop = machine.run(Limits(seconds=timeout))
         return result_of(machine, stop, time.monotonic() - begin)
@@ -72,5 +75,11 @@ def result_of(machine: VmxMachine, stop: Stop, seconds: float) -> RunResult:
         detail = f"debug exit with code {stop.code:#04x}"
     return RunResult(
         outcome, verdict, stop.code, serial, bytes(machine.debugcon), seconds, detail,
-        machine.vmx.exits, machine.vmx.injections,
+        machine.vmx.exits, machine.vmx.injections, _complaints(machine.vmx.complaints),
     )  # fmt: skip
+
+
+def _complaints(found: Complaints) -> list[str]:
+    lines = [line for entry in found.entries for line in entry]
+    # A failed entry is an instruction that failed too: errors 7 and 8 have been explained as entries.
+    return lines + [line for line in found.instructions if not any(f"error {number} (" in line for number in (7, 8))]

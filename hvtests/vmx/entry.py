@@ -69,6 +69,7 @@ class Entry:
         if vmx.controls.msr_lists:
             refused = self._load_msrs(vmcs)
             if refused:
+                vmx.complaints.msr_loading(vmcs, refused)
                 vmx.guest = None
                 vmx.exit.entry_failed(vmcs, MSR_LOADING, refused)
                 return None
@@ -87,7 +88,10 @@ class Entry:
             dirty |= {HOST_LMA}
         self._host_lma = lma
         state = EntryState(vmcs.read, self.vmx.model, self.machine.memory, vmcs_pointer=vmcs.address, host_lma=lma)
-        return self.vmx.checker.run(state, dirty)
+        failure = self.vmx.checker.run(state, dirty)
+        if failure is not None:
+            self.vmx.complaints.entry(vmcs, failure, state)
+        return failure
 
     def _prepare(self, vmcs: Vmcs, dirty: frozenset[str] | None) -> None:
         if dirty is None or not dirty.isdisjoint(CONTROL_FIELDS):
@@ -163,6 +167,11 @@ class Entry:
         if controls.pin & c.ACTIVATE_PREEMPTION_TIMER:
             vmx.timer.start(guest[_TIMER])
         info = guest[_INFO]
+        if controls.proc & c.MONITOR_TRAP_FLAG:
+            vmx.monitor_trap.arm()
+        if info & c.INFO_VALID and info >> 8 & 7 == c.OTHER_EVENT:
+            vmx.record_injection(vmcs.address, info, 0)
+            return vmx.monitor_trap.exit(pending=guest[_PENDING], activity=guest[_ACTIVITY])
         if info & c.INFO_VALID:
             event = Event(info & 0xFF, EventKind(info >> 8 & 7), guest[_ERROR] if info & c.INFO_ERROR_CODE else None,
                           guest[_LENGTH], injected=True)

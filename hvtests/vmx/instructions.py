@@ -79,6 +79,7 @@ class VmxInstructions:
     def fail_invalid(self, found: Instruction) -> None:
         """VMfailInvalid: CF = 1."""
         self.vmx.failures += 1
+        self.vmx.complaints.instruction(classify(found) or "", self.cpu.code_linear, None)
         self.fabric.set_status_flags(CF)
         self.cpu.advance(found.length)
 
@@ -88,6 +89,7 @@ class VmxInstructions:
         if current is None:
             return self.fail_invalid(found)
         self.vmx.failures += 1
+        self.vmx.complaints.instruction(classify(found) or "", self.cpu.code_linear, error)
         current.set("VM_INSTRUCTION_ERROR", error)
         self.fabric.set_status_flags(ZF)
         self.cpu.advance(found.length)
@@ -182,7 +184,7 @@ class VmxInstructions:
             return self.fail(found, NO_SUCH_FIELD)
         if is_read_only(field[0]) and not self.model.misc & VMWRITE_ANY_FIELD:
             return self.fail(found, FIELD_READ_ONLY)
-        current.vmwrite(*field, value)
+        current.vmwrite(*field, value, self.cpu.code_linear)
         self.succeed(found)
 
     # -- entering guests -------------------------------------------------------------------------------------------

@@ -11,12 +11,14 @@ from hvtests.machine.stop import unmodelled
 from hvtests.vmx import bits as c
 from hvtests.vmx.capabilities import CpuModel
 from hvtests.vmx.checks import RULES, Checker, EntryState, Failure
+from hvtests.vmx.complaints import Complaints
 from hvtests.vmx.entry import Entry
 from hvtests.vmx.exit import Exit
 from hvtests.vmx.field_support import supported_fields
 from hvtests.vmx.guest_events import PREEMPTION_TIMER, GuestEvents
 from hvtests.vmx.instructions import VmxInstructions
 from hvtests.vmx.intercepts import Intercepts
+from hvtests.vmx.monitor_trap import MonitorTrap
 from hvtests.vmx.prepared import Controls
 from hvtests.vmx.quick import Quick
 from hvtests.vmx.records import ExitLog, ExitRecord, Injection
@@ -48,6 +50,7 @@ class Vmx:
         self.active: dict[int, Vmcs] = {}
         self.failures = 0
         self.last_failure: Failure | None = None
+        self.complaints = Complaints()
         self.exits = ExitLog(exits_kept)
         self._injections: deque[tuple[int, int, int]] = deque(maxlen=exits_kept)
         self.controls: Controls
@@ -56,6 +59,7 @@ class Vmx:
         self.fields = supported_fields(model)
         self.ept = ShadowTables(self)
         self.timer = PreemptionTimer(self)
+        self.monitor_trap = MonitorTrap(self)
         self.exit = Exit(self)
         self.events = GuestEvents(self)
         self.instructions = VmxInstructions(self)
@@ -158,6 +162,8 @@ class Vmx:
     def _timer_expired(self) -> None:
         if self.guest is None:
             raise unmodelled("the VMX-preemption timer expired outside a guest")
+        if self.monitor_trap.first():
+            return
         self.exit.event(PREEMPTION_TIMER)
 
 

@@ -173,6 +173,9 @@ word_field:
     jne   leave
     movzx edi, di
 masked:
+    movzx esi, word ptr [rax + 4]
+    mov   r9, {env(L.Q_RIP)}
+    mov   [r12 + rsi*8 + {v.WRITTEN_AT}], r9
     cmp   byte ptr [rax + 2], 8
     jne   narrow_write
     cmp   [r12 + rcx], rdi

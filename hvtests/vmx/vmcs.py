@@ -50,12 +50,14 @@ WORD: Final[dict[str, int]] = {name: index for name, (index, narrow) in PLACES.i
 _DATA_SIZE = 8 * (_WORDS_AT + len(_OWN))
 assert DATA_AT + _DATA_SIZE <= SIZE, "a VMCS outgrows its region"
 
-# Behind the field data: words that the model keeps with a VMCS, shared with native code (hvtests.vmx.quick), then one
-# byte for each field that VMWRITE has changed since the last VM entry that passed its checks.
+# Behind the field data: words that the model keeps with a VMCS, shared with native code (hvtests.vmx.quick); for each
+# field the address of the VMWRITE that last wrote it; one byte for each field that VMWRITE has changed since the last
+# VM entry that passed its checks.
 _STATE = _DATA_SIZE // 8
 (QUICK, CHECK, RIGHTS_STALE, INTERCEPT, INTERCEPT_CR_DR, NESTED_ROOT, HFLAGS2, OPTIONS, HOST_BLOCK,
  IDENTITY) = range(_STATE, _STATE + 10)
-DIRTY_AT = 8 * (_STATE + 10)
+WRITTEN_AT = 8 * (_STATE + 10)
+DIRTY_AT = WRITTEN_AT + 8 * len(arch.FIELDS)
 FIELD_NUMBER: Final = {field.name: number for number, field in enumerate(arch.FIELDS)}
 _BUFFER_SIZE = DIRTY_AT + len(arch.FIELDS) + 7 & ~7
 # A change of these can break no check but the ones that native code makes itself.
@@ -132,14 +134,20 @@ class Vmcs:
         value = self.read(field.name)
         return value >> 32 if high else value
 
-    def vmwrite(self, field: Field, high: bool, value: int) -> None:
-        """VMWRITE to a field that :func:`generator.arch.vmcs.decode` found."""
+    def vmwrite(self, field: Field, high: bool, value: int, by: int = 0) -> None:
+        """VMWRITE, at linear address `by`, to a field that :func:`generator.arch.vmcs.decode` found."""
         if field.width is FieldWidth.W64 and high:
             value = self.read(field.name) & 0xFFFF_FFFF | (value & 0xFFFF_FFFF) << 32
         self.set(field.name, value)
-        self.b[DIRTY_AT + FIELD_NUMBER[field.name]] = 1
+        number = FIELD_NUMBER[field.name]
+        self.q[WRITTEN_AT // 8 + number] = by
+        self.b[DIRTY_AT + number] = 1
         if field.name not in UNCHECKED:
             self.q[CHECK] = 1
+
+    def written_by(self, name: str) -> int | None:
+        """Linear address of the VMWRITE that last wrote a field; None if none has since VMPTRLD of a cleared VMCS."""
+        return self.q[WRITTEN_AT // 8 + FIELD_NUMBER[name]] or None
 
     def dirty(self) -> frozenset[str]:
         """Names of the fields that VMWRITE changed since the last VM entry that passed its checks."""
