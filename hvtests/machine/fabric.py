@@ -127,7 +127,7 @@ class Fabric:
     def _install_hooks(self) -> None:
         self._thunks = native.Thunks()
         self.box_address = self._thunks.box_address
-        self._box = box = memoryview(self._thunks.box).cast("B").cast("Q")
+        self.box = self._box = box = memoryview(self._thunks.box).cast("B").cast("Q")
         box[native.BOX_CPU] = self.cpu
         box[native.BOX_LOOP_EXIT] = _address(self._function("cpu_loop_exit", None))
         box[native.BOX_ENV] = self.env

@@ -18,8 +18,8 @@ from hvtests.machine import layout as L
 (BOX_CPU, BOX_LOOP_EXIT, BOX_TLB_FILL, BOX_TICKS, BOX_DEADLINE, BOX_LINEAR, BOX_ACCESS, BOX_IO, BOX_IO_VALUE,
  BOX_NO_FETCH, BOX_FETCH_ONLY, BOX_PAGES, BOX_TLBS, BOX_LOOP_EXIT_RESTORE, BOX_ENV, BOX_EVENT, BOX_PYTHON,
  BOX_TLB_FLUSH, BOX_CC_COMPUTE, BOX_ALARM, BOX_GUEST_DEADLINE, BOX_REQUESTS, BOX_DEBUGCTL, BOX_SIDE,
- BOX_CODE_PAGES) = range(25)
-BOX_EXTENSION = 25      # from here on for whoever replaces BOX_EVENT
+ BOX_CODE_PAGES, BOX_STEP) = range(26)
+BOX_EXTENSION = 26      # from here on for whoever replaces BOX_EVENT
 BOX_WORDS = 64
 
 _LEAVE = f"mov dword ptr [rdi + {L.EXCEPTION_INDEX_AT}]"
@@ -28,12 +28,18 @@ SIZE = 4 * mmap.PAGESIZE
 
 # Name -> text. Arguments are those of Unicorn's callbacks in the System V calling convention; `{box}` its address.
 _THUNKS = {
-    # uc, code, box: to Python, or to an extension that tries first
+    # uc, code, box: to Python, or to an extension that tries first. A retry that BOX_STEP accompanies is of a block of
+    # one instruction, as Fabric.single_instruction asked for.
     "event": f"""
         cmp   esi, {L.CODE_RETRY}
         je    again
         jmp   qword ptr [rdx + {8 * BOX_EVENT}]
         again:
+        cmp   qword ptr [rdx + {8 * BOX_STEP}], 0
+        je    whole_block
+        mov   rdx, [rdx + {8 * BOX_CPU}]
+        mov   dword ptr [rdx + {L.CFLAGS_NEXT_TB_AT}], 1
+        whole_block:
         ret""",
     # uc, port, size, box
     "in": f"""

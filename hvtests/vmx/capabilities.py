@@ -56,7 +56,8 @@ class CpuModel:
 
     @classmethod
     def default(cls) -> CpuModel:
-        """The CPU that hvtests implements: Skylake-X, less what Unicorn's CPU lacks, less `cpu_models.UNMODELLED`."""
+        """The CPU that hvtests implements: Skylake-X, less what Unicorn's CPU lacks, less `cpu_models.UNMODELLED`
+        and with `cpu_models.BEYOND_BOCHS`."""
         full = cls.skylake_x()
         leaves = {key: value for key, value in full.leaves.items() if key[0] not in (*cpu_models.EMPTY_LEAVES, 0xD)}
         leaves.update(cpu_models.MODELLED_XSAVE_LEAVES)
@@ -67,6 +68,9 @@ class CpuModel:
         leaves[1, 0] = _with_bit(leaves[1, 0], 2, 5, True)  # VMX: what this model is for
         leaves[1, 0] = _with_bit(leaves[1, 0], 2, 3, True)  # MONITOR: the engine knows it, though its CPU does not tell
         model = replace(full, name="hvforge", leaves=MappingProxyType(leaves))
+        for word, name in cpu_models.BEYOND_BOCHS:
+            for place in features.resolve(f"{word}.{name}"):
+                model = model.with_msr(place.msr, model.capability(place.msr) | 1 << place.bit)
         return model.without(*(f"{word}.{name}" for word, name in cpu_models.UNMODELLED))._named("hvforge")
 
     def _named(self, name: str) -> CpuModel:

@@ -3,7 +3,7 @@
 ``SKYLAKE_X`` is what Bochs 2.7 reports for ``cpu: model=corei7_skylake_x`` (RDMSR and CPUID in real mode after reset).
 ``UNICORN_CPUID`` is what CPUID returns in Unicorn 2.1.4 with its SKYLAKE_SERVER CPU: guest code runs natively on that
 CPU, so the modelled CPU offers the features that both have. ``UNMODELLED`` and ``UNMODELLED_CPUID`` name what the
-default model leaves out because nothing in ``hvtests`` implements it.
+default model leaves out because nothing in ``hvtests`` implements it, ``BEYOND_BOCHS`` what it adds.
 
 Sources: SDM 3D Appendix A (capability MSRs), SDM 4 chapter 2 (MSRs), SDM 2A "CPUID".
 """
@@ -104,6 +104,11 @@ UNMODELLED: tuple[tuple[str, str], ...] = (
     ("PROCBASED2", "USE_TSC_SCALING"),
     ("EXIT",       "LOAD_IA32_PERF_GLOBAL_CTRL"),
     ("ENTRY",      "LOAD_IA32_PERF_GLOBAL_CTRL"),
+)
+
+# Controls that hvtests.vmx implements and Bochs' corei7_skylake_x does not offer, though the processor does.
+BEYOND_BOCHS: tuple[tuple[str, str], ...] = (
+    ("PROCBASED", "MONITOR_TRAP_FLAG"),
 )
 
 # CPUID features of Unicorn's CPU that the machine around it cannot honour: (leaf, register 0..3 = EAX..EDX, bit).

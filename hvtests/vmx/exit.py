@@ -56,9 +56,10 @@ class Exit:
 
     def event(self, reason: int, qualification: int = 0, *, information: int = 0, error_code: int = 0,
               length: int = 0, during: Event | None = None, resume_flag: bool | None = None,
-              activity: int = c.ACTIVE) -> None:
+              activity: int = c.ACTIVE, pending: int = 0) -> None:
         """Any other exit. `information`, `error_code`: VM-exit interruption information; `during`: the event whose
-        delivery it interrupted; `resume_flag`: what is saved as RFLAGS.RF, None for what it is."""
+        delivery it interrupted; `resume_flag`: what is saved as RFLAGS.RF, None for what it is; `pending`: pending
+        debug exceptions to save."""
         vmcs = self.vmx.guest
         assert vmcs is not None
         self._check_task(vmcs)
@@ -69,7 +70,7 @@ class Exit:
             vmcs.q[_VECTORING_ERROR] = during.error_code or 0
             length = during.length
         self._leave(vmcs, reason, qualification, length, flags, information, keep=during is not None,
-                    activity=activity)
+                    activity=activity, pending=pending)
 
     def ept(self, failure: EptExit, during: Event | None = None) -> None:
         """An EPT violation or misconfiguration (SDM 3C 28.2.1, table 28-7)."""
@@ -99,8 +100,9 @@ class Exit:
     # -- the steps -------------------------------------------------------------------------------------------------
 
     def _leave(self, vmcs: Vmcs, reason: int, qualification: int, length: int, resume_flag: int | None,
-               information: int = 0, *, keep: bool = False, activity: int = c.ACTIVE) -> None:
+               information: int = 0, *, keep: bool = False, activity: int = c.ACTIVE, pending: int = 0) -> None:
         vmx, guest = self.vmx, vmcs.q
+        vmx.monitor_trap.disarm()
         guest[_REASON], guest[_QUALIFICATION], guest[_LENGTH] = reason, qualification, length
         guest[_INFO] = information
         if not keep:
@@ -108,7 +110,7 @@ class Exit:
         guest[_ENTRY_INFO] &= ~c.INFO_VALID
         vmx.exits.add(vmcs.address, reason, qualification, self.fabric.q[L.Q_RIP], length, information)
         self._save(vmcs, vmx.controls, resume_flag)
-        guest[_ACTIVITY] = activity
+        guest[_ACTIVITY], guest[_PENDING] = activity, pending
         if vmx.controls.msr_lists:
             self._store_msrs(vmcs)
         self._load_host(vmcs)
@@ -139,7 +141,6 @@ class Exit:
         hflags = i[L.I_HFLAGS]
         blocking = self.vmx.events.blocking(guest[L.Q_RIP]) if hflags & L.HF_INHIBIT_IRQ else 0
         guest[_INTERRUPTIBILITY] = blocking | (c.BLOCKING_BY_NMI if i[L.I_HFLAGS2] & L.HF2_NMI else 0)
-        guest[_PENDING] = 0
         vmcs.i[L.I_HFLAGS] = hflags
         if controls.pin & c.ACTIVATE_PREEMPTION_TIMER:
             left = self.vmx.timer.stop()

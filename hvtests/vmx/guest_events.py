@@ -29,6 +29,7 @@ from hvtests.machine.stop import Stop, StopKind, StopRun, unmodelled
 from hvtests.vmx import bits as c
 from hvtests.vmx.ept import EptExit
 from hvtests.vmx.exit import event_information
+from hvtests.vmx.shadow import ACCESS_FETCH
 
 if TYPE_CHECKING:
     from hvtests.vmx.model import Vmx
@@ -53,11 +54,16 @@ class GuestEvents:
         """The engine, or an instruction of the model, raised an exception at RIP."""
         error_code = self.fabric.i[L.I_ERROR_CODE]
         if vector == PAGE_FAULT:
+            if self.fabric.fault_access == ACCESS_FETCH and self.vmx.monitor_trap.first():
+                return
             if self.machine.retry_split_fetch(error_code):
                 return
             self.inject(exception(PAGE_FAULT, error_code), self.fabric.fault_address)
         elif vector == DEBUG:
             conditions = self.cpu.dr[6] & DR6_CONDITIONS
+            if conditions & c.PENDING_DEBUG_BS and self.vmx.monitor_trap.due:
+                self.cpu.dr[6] &= ~c.PENDING_DEBUG_BS
+                return self.vmx.monitor_trap.exit(pending=c.PENDING_DEBUG_BS)
             self.inject(exception(DEBUG), conditions)
         else:
             self.inject(exception(vector, error_code))
@@ -82,7 +88,10 @@ class GuestEvents:
                 self.cpu.cr2 = qualification
         while True:
             try:
-                return deliver(self.cpu, event)
+                deliver(self.cpu, event)
+                if self.vmx.monitor_trap.armed:
+                    self.vmx.monitor_trap.exit()
+                return
             except Fault as fault:
                 vector, error_code, qualification = fault.vector, fault.error_code or 0, 0
             except PageFault as fault:
@@ -161,6 +170,8 @@ class GuestEvents:
     def interrupt(self) -> None:
         """The engine stopped for an external interrupt (or an NMI that nothing may block)."""
         machine, controls = self.machine, self.vmx.controls
+        if self.vmx.monitor_trap.first():
+            return None
         if machine.nmi_pending and controls.pin & c.VIRTUAL_NMIS:
             return self.nmi()
         if controls.pin & c.EXTERNAL_INTERRUPT_EXITING:
@@ -174,6 +185,8 @@ class GuestEvents:
 
     def nmi(self) -> None:
         """An NMI, not blocked."""
+        if self.vmx.monitor_trap.first():
+            return
         self.machine.take_nmi()
         if self.vmx.controls.pin & c.NMI_EXITING:
             self.vmx.exit.event(EXCEPTION_NMI, information=NMI | EventKind.NMI << 8 | c.INFO_VALID)
@@ -188,6 +201,8 @@ class GuestEvents:
 
     def interrupt_window(self) -> None:
         """RFLAGS.IF is 1 and nothing blocks interrupts."""
+        if self.vmx.monitor_trap.first():
+            return
         self.vmx.exit.event(INTERRUPT_WINDOW)
 
     def _watch_nmi_window(self) -> None:
@@ -233,6 +248,8 @@ class GuestEvents:
     def halted(self, length: int) -> None:
         """HLT that does not exit: RIP moves on, then the guest waits."""
         self.cpu.advance(length)
+        if self.vmx.monitor_trap.armed:
+            return self.vmx.monitor_trap.exit(activity=c.HLT)
         self.inactive(c.HLT)
 
     def pending_debug(self, pending: int, interruptibility: int) -> None:

@@ -121,8 +121,11 @@ class Intercepts:
         assert shadow is not None
         address, error_code = fabric.fault_address, fabric.i[L.I_ERROR_CODE]
         access = EXECUTE if error_code & 16 else WRITE if error_code & 2 else READ
+        if access == EXECUTE and self.vmx.monitor_trap.first():
+            return
         try:
             self.vmx.ept.fill(shadow, address, access)
+            self.vmx.monitor_trap.again()
         except EptExit:
             if error_code & 16 and self.machine.retry_split_fetch(16, fabric.fault_linear):
                 return
@@ -132,6 +135,8 @@ class Intercepts:
         """A fetch from a page that may not be executed, or a read from one that may only be executed."""
         shadow = self.vmx.shadow
         assert shadow is not None
+        if self.fabric.fault_access == 2 and self.vmx.monitor_trap.first():
+            return
         if self.fabric.fault_access == 2 and self.machine.retry_split_fetch(16, self.fabric.fault_linear):
             return
         self.vmx.exit.ept(self.vmx.ept.explain(shadow, self.fabric.fault_linear))

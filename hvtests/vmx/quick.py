@@ -118,7 +118,7 @@ class Quick:
         q[v.QUICK] = 1
 
     def _plain(self, vmcs: Vmcs, controls: Controls, host: HostState) -> bool:
-        unusual = c.INTERRUPT_WINDOW_EXITING | c.NMI_WINDOW_EXITING
+        unusual = c.INTERRUPT_WINDOW_EXITING | c.NMI_WINDOW_EXITING | c.MONITOR_TRAP_FLAG
         if controls.proc & unusual or controls.pin & c.VIRTUAL_NMIS or controls.msr_lists or not controls.uses_ept:
             return False
         if not controls.entry & c.ENTRY_LOAD_IA32_EFER or host.efer is None:

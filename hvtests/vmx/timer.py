@@ -28,6 +28,8 @@ class PreemptionTimer:
 
     def stop(self) -> int:
         """What is left at VM exit: 0 if it has expired."""
+        if self._fabric.guest_deadline == NEVER:
+            return 0
         ticks = self._fabric.guest_deadline - self._fabric.ticks
         self._fabric.guest_deadline = NEVER
         return max(ticks + (1 << self.shift) - 1 >> self.shift, 0)
