@@ -55,7 +55,7 @@ def test_jumps_to_pages_that_were_never_fetched_from() -> None:
     lab.map_page(FAR, 0)
     seen = []
 
-    def handler(lab: Lab, record: ExitRecord) -> bool:
+    def handler(_lab: Lab, record: ExitRecord) -> bool:
         seen.append((record.reason, record.rip))
         return len(seen) < 3
 

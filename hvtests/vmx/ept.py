@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from hvtests.machine.memory import Memory
@@ -22,14 +23,18 @@ LINEAR_VALID, FINAL_ACCESS = 1 << 7, 1 << 8
 
 class EptExit(AccessFault):
     """An access that EPT does not allow. `access`: READ, WRITE, EXECUTE bits of it; `rights`: of the translation;
-    `walk`: the access was to a guest paging structure; `misconfigured`: the entries themselves are wrong."""
+    `walk`: the access was to a guest paging structure; `misconfigured`: the entries themselves are wrong; `log_full`:
+    the page-modification log has no room.
+    """
 
-    def __init__(self, address: int, access: int, rights: int, *, misconfigured: bool = False) -> None:
+    def __init__(self, address: int, access: int, rights: int, *, misconfigured: bool = False,
+                 log_full: bool = False) -> None:
         super().__init__(f"EPT: access {access} to guest-physical {address:#x}, rights {rights}")
         self.address = address
         self.access = access
         self.rights = rights
         self.misconfigured = misconfigured
+        self.log_full = log_full
         self.walk = False
 
 
@@ -45,12 +50,17 @@ class Translation:
 
 
 class Ept:
-    """The walk of one EPTP. `memory` is host-physical memory."""
+    """The walk of one EPTP. `memory` is host-physical memory.
+
+    `log`: the page-modification log of the running guest, None without: told the guest-physical address of an access
+    that needs a flag set, and whether that is a dirty flag; False where the access must not be made.
+    """
 
     def __init__(self, memory: Memory, model: CpuModel, pointer: int) -> None:
         self._memory = memory
         self.pointer = pointer
         self.flags_used = bool(pointer & EPTP_AD)
+        self.log: Callable[[int, bool], bool] | None = None
         self._root = pointer & ADDRESS
         self._reserved = model.physical_reserved & ADDRESS
         self._execute_only = bool(model.ept_vpid & EXECUTE_ONLY_CAP)
@@ -78,6 +88,10 @@ class Ept:
         if access & ~rights:
             raise EptExit(address, access, rights)
         if self.flags_used:
+            if self.log is not None:
+                dirty = bool(access & WRITE and not entry & DIRTY)
+                if (dirty or any(not entry & ACCESSED for _, entry in path)) and not self.log(address, dirty):
+                    raise EptExit(address, access, rights, log_full=True)
             entry = self._mark(path, bool(access & WRITE))
         size = 1 << shift
         return Translation(entry & ADDRESS & -size, size, rights, at, entry)

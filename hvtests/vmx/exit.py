@@ -31,7 +31,7 @@ _PDPTES = tuple(WORD[f"GUEST_PDPTR{n}"] for n in range(4))
 _TASK_BASE = L.q_base(L.TR)
 STORE_LMA = 1 << 5      # IA32_VMX_MISC
 RFLAGS_RF = 1 << 16
-EPT_VIOLATION, EPT_MISCONFIGURATION = 48, 49
+EPT_VIOLATION, EPT_MISCONFIGURATION, PML_FULL = 48, 49, 62
 LINEAR_VALID, FINAL_ACCESS, NMI_UNBLOCKING = 1 << 7, 1 << 8, 1 << 12
 
 
@@ -73,11 +73,14 @@ class Exit:
                     activity=activity, pending=pending)
 
     def ept(self, failure: EptExit, during: Event | None = None) -> None:
-        """An EPT violation or misconfiguration (SDM 3C 28.2.1, table 28-7)."""
+        """An EPT violation or misconfiguration (SDM 3C 28.2.1, table 28-7), or the page-modification log is full."""
         vmcs = self.vmx.guest
         assert vmcs is not None
-        vmcs.q[_PHYSICAL] = failure.address
         resume_flag = during is None or during.length == 0
+        if failure.log_full:
+            self.event(PML_FULL, during=during, resume_flag=resume_flag)
+            return
+        vmcs.q[_PHYSICAL] = failure.address
         if failure.misconfigured:
             self.event(EPT_MISCONFIGURATION, during=during, resume_flag=resume_flag)
             return

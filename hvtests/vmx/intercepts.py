@@ -126,10 +126,10 @@ class Intercepts:
         try:
             self.vmx.ept.fill(shadow, address, access)
             self.vmx.monitor_trap.again()
-        except EptExit:
+        except EptExit as failure:
             if error_code & 16 and self.machine.retry_split_fetch(16, fabric.fault_linear):
                 return
-            self.vmx.exit.ept(self.vmx.ept.explain(shadow, address))
+            self.vmx.exit.ept(failure if failure.log_full else self.vmx.ept.explain(shadow, address))
 
     def restricted_page(self) -> None:
         """A fetch from a page that may not be executed, or a read from one that may only be executed."""

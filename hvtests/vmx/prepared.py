@@ -31,8 +31,8 @@ class Controls:
 
     __slots__ = (
         "bitmap_a", "bitmap_b", "cr0_mask", "cr0_shadow", "cr3_targets", "cr4_mask", "cr4_shadow", "entry", "eptp",
-        "exceptions", "exit", "msr_bitmap", "msr_lists", "page_fault_mask", "page_fault_match", "pin", "proc", "proc2",
-        "tsc_offset", "uses_ept")
+        "exceptions", "exit", "msr_bitmap", "msr_lists", "page_fault_mask", "page_fault_match", "pin", "pml_address",
+        "proc", "proc2", "tsc_offset", "uses_ept")
 
     def __init__(self, vmcs: Vmcs) -> None:
         read = vmcs.read
@@ -45,7 +45,7 @@ class Controls:
             if value & ~c.IMPLEMENTED[field]:
                 raise unmodelled(f"{field}: bits {value & ~c.IMPLEMENTED[field]:#x} of {value:#x} are not modelled")
         self.uses_ept = bool(self.proc2 & c.ENABLE_EPT)
-        self.eptp = read("EPT_POINTER")
+        self.eptp, self.pml_address = read("EPT_POINTER"), read("PML_ADDRESS")
         self.exceptions = read("EXCEPTION_BITMAP")
         self.page_fault_mask = read("PAGE_FAULT_ERROR_CODE_MASK")
         self.page_fault_match = read("PAGE_FAULT_ERROR_CODE_MATCH")

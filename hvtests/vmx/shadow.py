@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 from hvtests.machine import layout as L
 from hvtests.machine.paging import walk
 from hvtests.machine.stop import unmodelled
+from hvtests.vmx import bits as c
 from hvtests.vmx.ept import EXECUTE, READ, WRITE, Ept, EptExit, GuestMemory, Translation
+from hvtests.vmx.vmcs import WORD
 
 if TYPE_CHECKING:
     from hvtests.vmx.model import Vmx
@@ -16,6 +18,8 @@ _PRESENT_USER_ACCESSED_DIRTY = 0x65     # what the engine would set itself
 _RW, _LARGE = 2, 1 << 7
 _PAGES_FROM = L.NESTED_ROOT_AT
 _ADDRESS = 0x000F_FFFF_FFFF_F000
+PML_ENTRIES = 512
+_PML_INDEX = WORD["GUEST_PML_INDEX"]
 ACCESS_LOAD, ACCESS_STORE, ACCESS_FETCH = 0, 1, 2
 
 
@@ -57,12 +61,25 @@ class ShadowTables:
             ept = Ept(self._machine.memory, self._vmx.model, pointer)
             shadow = Shadow(ept, GuestMemory(self._machine.memory, ept), self._page())
             self._shadows[pointer] = shadow
+        shadow.ept.log = self._log if self._vmx.controls.proc2 & c.ENABLE_PML else None
         q = self._fabric.q
         q[L.Q_NESTED_CR3] = L.SCRATCH + shadow.root
         if shadow.no_fetch is not None:
             self._fabric.restrict_pages(shadow.no_fetch, shadow.fetch_only)
             self._restricting = True
         return shadow
+
+    def _log(self, address: int, dirty: bool) -> bool:
+        """Page-modification logging, SDM 3C 29.3.6 [28.3.6]: the index must be good whichever flag is set."""
+        vmx, vmcs = self._vmx, self._vmx.guest
+        assert vmcs is not None
+        index = vmcs.q[_PML_INDEX]
+        if index >= PML_ENTRIES:
+            return False
+        if dirty:
+            self._machine.memory.set_u64(vmx.controls.pml_address + 8 * index, address & ~0xFFF)
+            vmcs.q[_PML_INDEX] = index - 1 & 0xFFFF
+        return True
 
     def leave(self) -> None:
         """VM exit: root mode has no restricted pages."""
