@@ -24,8 +24,10 @@ DB, UD = 1, 6
 RFLAGS_TF, DR6_BS = 1 << 8, 1 << 14
 CPUID, GETSEC, HLT, INVD, INVLPG, RDPMC, RDTSC = 10, 11, 12, 13, 14, 15, 16
 MWAIT, MONITOR, PAUSE, GDTR_IDTR, LDTR_TR, RDTSCP, PREEMPTION_TIMER, WBINVD, XSETBV = 36, 39, 40, 46, 47, 51, 52, 54, 55
+VMFUNC = 59
 CR4_VMXE, CR4_SMXE = 1 << 13, 1 << 14
-_XSETBV = b"\x0f\x01\xd1"
+_XSETBV, _VMFUNC = b"\x0f\x01\xd1", b"\x0f\x01\xd4"
+FUNCTIONS, EPTP_SWITCHING, EPTP_ENTRIES = 64, 0, 512
 _NO_REGISTER_2 = frozenset(("VMCLEAR", "VMPTRLD", "VMPTRST", "VMXON"))
 _OPERANDLESS = frozenset(("VMCALL", "VMLAUNCH", "VMRESUME", "VMXOFF"))
 _TABLES = L.intercept_bits(L.CODE_IDTR_READ, L.CODE_GDTR_READ, L.CODE_LDTR_READ, L.CODE_TR_READ, L.CODE_IDTR_WRITE,
@@ -217,10 +219,39 @@ class Intercepts:
     def undefined(self) -> None:
         """#UD: VMX instructions and GETSEC exit; the rest is the guest's exception."""
         found = self.cpu.instruction()
-        if found is not None and found.opcode == 0xF1:      # INT1, unknown to the engine
+        if self.vmx.controls.proc2 & c.ENABLE_VM_FUNCTIONS and self.cpu.code()[:3] == _VMFUNC:
+            self.attempt(self.vmfunc)
+        elif found is not None and found.opcode == 0xF1:      # INT1, unknown to the engine
             self.vmx.events.software_interrupt()
         elif found is None or not self._exits_as_undefined(found):
             self.vmx.events.raised(UD)
+
+    def vmfunc(self) -> None:
+        """VMFUNC with "enable VM functions", SDM 3C 26.5.6 [25.5.6]: a function that is off, or fails, exits."""
+        function, argument = (self.fabric.q[register] & 0xFFFF_FFFF for register in (L.Q_RAX, L.Q_RCX))
+        if function >= FUNCTIONS:
+            raise Fault(UD)
+        enabled = self.vmx.controls.functions >> function & 1
+        if not (enabled and function == EPTP_SWITCHING and self._switch_eptp(argument)):
+            return self.vmx.exit.instruction(VMFUNC, len(_VMFUNC))
+        self.cpu.advance(len(_VMFUNC))
+
+    def _switch_eptp(self, number: int) -> bool:
+        """SDM 3C 26.5.6.3 [25.5.6.3]. False, and nothing changed, for an EPTP that is not in the list or not valid."""
+        vmx = self.vmx
+        if number >= EPTP_ENTRIES:
+            return False
+        pointer = self.machine.memory.u64(vmx.controls.eptp_list + 8 * number)
+        if not vmx.valid_eptp(pointer):
+            return False
+        assert vmx.guest is not None
+        vmx.guest.set("EPT_POINTER", pointer)
+        vmx.controls.eptp = pointer
+        vmx.ept.leave()
+        vmx.shadow = vmx.ept.use(pointer)
+        self.cpu.physical = vmx.shadow.memory
+        self.fabric.flush()
+        return True
 
     def _exits_as_undefined(self, found: Instruction) -> bool:
         name = classify(found)

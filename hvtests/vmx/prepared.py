@@ -30,9 +30,9 @@ class Controls:
     """The control words and what hangs on them. Raises StopRun (unmodelled) for a control that is not implemented."""
 
     __slots__ = (
-        "bitmap_a", "bitmap_b", "cr0_mask", "cr0_shadow", "cr3_targets", "cr4_mask", "cr4_shadow", "entry", "eptp",
-        "exceptions", "exit", "msr_bitmap", "msr_lists", "page_fault_mask", "page_fault_match", "pin", "pml_address",
-        "proc", "proc2", "tsc_offset", "uses_ept")
+        "bitmap_a", "bitmap_b", "cr0_mask", "cr0_shadow", "cr3_targets", "cr4_mask", "cr4_shadow", "entry",
+        "eptp", "eptp_list", "exceptions", "exit", "functions", "msr_bitmap", "msr_lists", "page_fault_mask",
+        "page_fault_match", "pin", "pml_address", "proc", "proc2", "tsc_offset", "uses_ept")
 
     def __init__(self, vmcs: Vmcs) -> None:
         read = vmcs.read
@@ -46,6 +46,8 @@ class Controls:
                 raise unmodelled(f"{field}: bits {value & ~c.IMPLEMENTED[field]:#x} of {value:#x} are not modelled")
         self.uses_ept = bool(self.proc2 & c.ENABLE_EPT)
         self.eptp, self.pml_address = read("EPT_POINTER"), read("PML_ADDRESS")
+        self.functions = read("VM_FUNCTION_CONTROL") if self.proc2 & c.ENABLE_VM_FUNCTIONS else 0
+        self.eptp_list = read("EPTP_LIST_ADDRESS")
         self.exceptions = read("EXCEPTION_BITMAP")
         self.page_fault_mask = read("PAGE_FAULT_ERROR_CODE_MASK")
         self.page_fault_match = read("PAGE_FAULT_ERROR_CODE_MATCH")

@@ -121,7 +121,7 @@ class Quick:
         unusual = c.INTERRUPT_WINDOW_EXITING | c.NMI_WINDOW_EXITING | c.MONITOR_TRAP_FLAG
         if controls.proc & unusual or controls.pin & c.VIRTUAL_NMIS or controls.msr_lists or not controls.uses_ept:
             return False
-        if controls.proc2 & c.ENABLE_PML:
+        if controls.proc2 & (c.ENABLE_PML | c.ENABLE_VM_FUNCTIONS):
             return False
         if not controls.entry & c.ENTRY_LOAD_IA32_EFER or host.efer is None:
             return False

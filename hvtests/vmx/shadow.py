@@ -82,7 +82,7 @@ class ShadowTables:
         return True
 
     def leave(self) -> None:
-        """VM exit: root mode has no restricted pages."""
+        """VM exit, or another EPTP: root mode has no restricted pages."""
         if self._restricting:
             self._fabric.restrict_pages(None, None)
             self._restricting = False
