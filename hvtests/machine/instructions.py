@@ -6,6 +6,7 @@ changed. Whether a guest exits instead is decided before they are called (hvtest
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from hvtests.machine import io, registers
@@ -77,10 +78,12 @@ class Instructions:
             q[L.Q_RAX], q[L.Q_RDX] = value & MASK32, value >> 32
         self.cpu.advance(self.current().length)
 
-    def rdtsc(self, offset: int = 0) -> None:
-        """RDTSC or RDTSCP with `offset` added; the engine has checked CR4.TSD."""
+    def rdtsc(self, seen: Callable[[int], int] | None = None) -> None:
+        """RDTSC or RDTSCP of the TSC as `seen` makes it appear; the engine has checked CR4.TSD."""
         q, found = self.fabric.q, self.current()
-        now = self.machine.clock.now() + offset
+        now = self.machine.clock.now()
+        if seen is not None:
+            now = seen(now)
         q[L.Q_RAX], q[L.Q_RDX] = now & MASK32, now >> 32 & MASK32
         if found.opcode == 0x0F01:
             q[L.Q_RCX] = q[L.Q_TSC_AUX] & MASK32

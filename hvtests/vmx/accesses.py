@@ -156,9 +156,8 @@ class Accesses:
         write = bool(self.fabric.i[L.I_ERROR_CODE])
         if self._msr_exits(address, write):
             return self.vmx.exit.instruction(WRMSR if write else RDMSR, self.do.current().length)
-        offset = self.vmx.controls.tsc_offset
-        if address == TSC and offset and not write:
-            return self.do.rdtsc(offset)
+        if address == TSC and not write:
+            return self.do.rdtsc(self.vmx.controls.tsc)
         self.do.msr()
 
     def _msr_exits(self, address: int, write: bool) -> bool:

@@ -99,7 +99,6 @@ UNMODELLED: tuple[tuple[str, str], ...] = (
     ("PROCBASED2", "RDSEED_EXITING"),
     ("PROCBASED2", "EPT_VIOLATION_VE"),
     ("PROCBASED2", "ENABLE_XSAVES"),
-    ("PROCBASED2", "USE_TSC_SCALING"),
     ("EXIT",       "LOAD_IA32_PERF_GLOBAL_CTRL"),
     ("ENTRY",      "LOAD_IA32_PERF_GLOBAL_CTRL"),
 )

@@ -172,7 +172,7 @@ class Intercepts:
         if controls.proc & c.RDTSC_EXITING:
             self.vmx.exit.instruction(RDTSCP if found.opcode == 0x0F01 else RDTSC, found.length)
         else:
-            self.do.rdtsc(controls.tsc_offset)
+            self.do.rdtsc(controls.tsc)
 
     def rdpmc(self) -> None:
         if self.vmx.controls.proc & c.RDPMC_EXITING:

@@ -23,6 +23,8 @@ DERIVING_FIELDS = frozenset((
 CR4_PAE, CR4_PCIDE = 1 << 5, 1 << 17
 EFER_LME_LMA = 1 << 8 | 1 << 10
 DATA_ACCESS, CODE64_ACCESS, CODE32_ACCESS, TASK_ACCESS = 0xC093, 0xA09B, 0xC09B, 0x8B
+TSC_FRACTION = 48       # bits of the TSC multiplier behind the point
+TSC_ONE = 1 << TSC_FRACTION
 SEGMENTS_AT, SEGMENTS_END = L.SEGMENT_AT, L.Q_CR * 8     # segments and descriptor tables, in the register block
 
 
@@ -32,7 +34,7 @@ class Controls:
     __slots__ = (
         "bitmap_a", "bitmap_b", "cr0_mask", "cr0_shadow", "cr3_targets", "cr4_mask", "cr4_shadow", "entry",
         "eptp", "eptp_list", "exceptions", "exit", "functions", "msr_bitmap", "msr_lists", "page_fault_mask",
-        "page_fault_match", "pin", "pml_address", "proc", "proc2", "tsc_offset", "uses_ept")
+        "page_fault_match", "pin", "pml_address", "proc", "proc2", "tsc_multiplier", "tsc_offset", "uses_ept")
 
     def __init__(self, vmcs: Vmcs) -> None:
         read = vmcs.read
@@ -57,8 +59,15 @@ class Controls:
         self.bitmap_a, self.bitmap_b = read("IO_BITMAP_A"), read("IO_BITMAP_B")
         self.msr_bitmap = read("MSR_BITMAP")
         self.tsc_offset = read("TSC_OFFSET") if self.proc & c.USE_TSC_OFFSETTING else 0
+        self.tsc_multiplier = TSC_ONE
+        if self.proc & c.USE_TSC_OFFSETTING and self.proc2 & c.USE_TSC_SCALING:
+            self.tsc_multiplier = read("TSC_MULTIPLIER")
         self.msr_lists = bool(read("VM_EXIT_MSR_STORE_COUNT") or read("VM_EXIT_MSR_LOAD_COUNT")
                               or read("VM_ENTRY_MSR_LOAD_COUNT"))
+
+    def tsc(self, now: int) -> int:
+        """What a guest that reads the TSC gets (SDM 3C 26.3 [25.3], RDTSC): 64 bits."""
+        return (now * self.tsc_multiplier >> TSC_FRACTION) + self.tsc_offset & (1 << 64) - 1
 
 
 class HostState:
