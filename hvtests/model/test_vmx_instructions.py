@@ -136,14 +136,6 @@ def test_pointer_errors(name: str, address: int, error: int) -> None:
     assert root.flags()[-1] == ZF and root.error() == error
 
 
-def test_vmptrld_of_a_shadow_vmcs_is_refused() -> None:
-    """Bit 31 of the revision word without "VMCS shadowing" (SDM 3C 25.2)."""
-    root = Root(CURRENT + pointer("vmptrld", SECOND))
-    root.machine.memory.set_u32(SECOND, root.machine.model.vmcs_revision | 1 << 31)
-    root.run()
-    assert root.flags()[-1] == ZF and root.error() == 11
-
-
 def test_errors_without_a_current_vmcs_are_vmfail_invalid() -> None:
     root = Root(VMXON + pointer("vmptrld", REGION) + f"vmlaunch; {SAVE} mov eax, 0; vmread rbx, rax; {SAVE}"
                 f"vmwrite rax, rbx; {SAVE} vmcall; {SAVE}").run()

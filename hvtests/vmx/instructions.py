@@ -10,8 +10,9 @@ from hvtests.machine import layout as L
 from hvtests.machine.cpu import Mode
 from hvtests.machine.decode import Instruction
 from hvtests.machine.delivery import GP, Fault
+from hvtests.vmx import bits as c
 from hvtests.vmx.operands import classify, linear_operand, read_memory
-from hvtests.vmx.vmcs import Vmcs, is_read_only
+from hvtests.vmx.vmcs import SHADOW_INDICATOR, Vmcs, is_read_only
 
 if TYPE_CHECKING:
     from hvtests.vmx.model import Vmx
@@ -138,14 +139,28 @@ class VmxInstructions:
             return self.fail(found, VMPTRLD_ADDRESS)
         if address == self.vmx.region:
             return self.fail(found, VMPTRLD_VMXON)
-        # bit 31, the shadow-VMCS indicator, is not offered by the model
-        if self.memory.u32(address) != self.model.vmcs_revision:
+        word = self.memory.u32(address)
+        if word & ~SHADOW_INDICATOR != self.model.vmcs_revision:
             return self.fail(found, VMPTRLD_REVISION)
+        if word & SHADOW_INDICATOR and not self.model.has("VMCS_SHADOWING"):
+            return self.fail(found, VMPTRLD_REVISION)
+        self.vmx.set_current(self._active(address))
+        self.succeed(found)
+
+    def _active(self, address: int) -> Vmcs:
+        """The VMCS at `address`, which becomes active if it is not."""
         vmcs = self.vmx.active.get(address)
         if vmcs is None:
             vmcs = self.vmx.active[address] = Vmcs.load(self.memory, address)
-        self.vmx.set_current(vmcs)
-        self.succeed(found)
+        return vmcs
+
+    def _accessed(self) -> Vmcs | None:
+        """The VMCS that VMREAD and VMWRITE access: the current one, or the shadow VMCS of a guest; None: no such."""
+        guest = self.vmx.guest
+        if guest is None:
+            return self.vmx.current
+        link = guest.read("VMCS_LINK_POINTER")
+        return None if link == NO_POINTER else self._active(link)
 
     def vmptrst(self, found: Instruction) -> None:
         current = self.vmx.current
@@ -158,8 +173,25 @@ class VmxInstructions:
     def _size(self) -> int:
         return 8 if self.cpu.code_bits == 64 else 4
 
+    def shadowed(self, name: str, found: Instruction) -> bool:
+        """Whether VMREAD or VMWRITE (`name`) in a guest is done rather than exits (SDM 3C 26.1.3 [25.1.3])."""
+        controls = self.vmx.controls
+        if not controls.proc2 & c.VMCS_SHADOWING:
+            return False
+        encoding = self.fabric.q[found.reg] & (1 << 8 * self._size()) - 1
+        if encoding >> 15:
+            return False
+        bitmap = controls.vmread_bitmap if name == "VMREAD" else controls.vmwrite_bitmap
+        return not self.memory.u8(bitmap + (encoding >> 3)) >> (encoding & 7) & 1
+
+    def shadow_access(self, name: str, found: Instruction) -> None:
+        """VMREAD or VMWRITE in a guest, of the shadow VMCS. Raises Fault or PageFault."""
+        if self.cpu.cpl:
+            raise Fault(GP, 0)
+        self._actions[name](found)
+
     def vmread(self, found: Instruction) -> None:
-        current, size = self.vmx.current, self._size()
+        current, size = self._accessed(), self._size()
         if current is None:
             return self.fail_invalid(found)
         mask = (1 << 8 * size) - 1
@@ -174,7 +206,7 @@ class VmxInstructions:
         self.succeed(found)
 
     def vmwrite(self, found: Instruction) -> None:
-        current, size = self.vmx.current, self._size()
+        current, size = self._accessed(), self._size()
         if current is None:
             return self.fail_invalid(found)
         mask = (1 << 8 * size) - 1
@@ -197,7 +229,7 @@ class VmxInstructions:
 
     def _enter(self, found: Instruction, *, launch: bool) -> None:
         current = self.vmx.current
-        if current is None:
+        if current is None or current.shadow:
             return self.fail_invalid(found)
         if self.vmx.blocked_by_mov_ss():
             return self.fail(found, ENTRY_BLOCKED_BY_MOV_SS)

@@ -265,6 +265,9 @@ class Intercepts:
         if name in _OPERANDLESS:
             self.vmx.exit.instruction(REASON[name], found.length)
             return True
+        if name in ("VMREAD", "VMWRITE") and self.vmx.instructions.shadowed(name, found):
+            self.attempt(lambda: self.vmx.instructions.shadow_access(name, found))
+            return True
         information = instruction_information(found, 0 if name in _NO_REGISTER_2 else None)
         if name in ("VMREAD", "VMWRITE") and found.memory is None:
             information &= ~(7 << 7)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 SIZE: Final = 4096
 REVISION_AT, ABORT_AT, DATA_AT = 0, 4, 8
+SHADOW_INDICATOR: Final = 1 << 31       # in the word at REVISION_AT
 _WORDS_AT = (L.STATE_END + 7) // 8
 SEGMENTS: Final = ("ES", "CS", "SS", "DS", "FS", "GS", "LDTR", "TR")
 
@@ -77,16 +78,17 @@ class Vmcs:
     """The VMCS whose region is at physical `address`.
 
     `q`, `i`, `b` are views of the field data and of the model's words behind it. `checked`: a VM entry has passed its
-    checks. `controls` and `host` are set by the first VM entry.
+    checks. `controls` and `host` are set by the first VM entry. `shadow`: the region's shadow-VMCS indicator.
     """
 
-    __slots__ = ("_buffer", "address", "b", "checked", "controls", "host", "i", "judged", "launched", "pointer", "q")
+    __slots__ = ("_buffer", "address", "b", "checked", "controls", "host", "i", "judged", "launched", "pointer", "q",
+                 "shadow")
     controls: Controls
     host: HostState
 
     def __init__(self, address: int, data: bytes = b"") -> None:
         self.address = address
-        self.launched = False
+        self.launched = self.shadow = False
         self.checked = False
         self.judged = False     # hvtests.vmx.quick has looked at the controls and host state as they are
         self._buffer = (ctypes.c_char * _BUFFER_SIZE)()
@@ -100,6 +102,7 @@ class Vmcs:
     def load(cls, memory: Memory, address: int) -> Vmcs:
         """The VMCS that a region of memory holds: zeros in a fresh one, what VMCLEAR left there otherwise."""
         vmcs = cls(address, memory.read(address + DATA_AT, _DATA_SIZE))
+        vmcs.shadow = bool(memory.u32(address + REVISION_AT) & SHADOW_INDICATOR)
         return vmcs
 
     def store(self, memory: Memory) -> None:
