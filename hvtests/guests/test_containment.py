@@ -361,3 +361,64 @@ def test_cr2_of_a_page_fault_that_makes_a_double_fault(runner: Make, tmp_path: P
     """ + GDT
     result = run([Guest("vm", code, keys='intercept_exceptions = ["#PF"]')], tmp_path, runner())
     assert status(result, "vm") == 0x50000000 - 8
+
+
+@both
+def test_user_code_does_not_keep_the_io_privilege_that_the_kernel_had(runner: Make, tmp_path: Path) -> None:
+    """The kernel runs with IOPL 3 for a while, over a VM exit, then enters user mode with IOPL 0: CLI is #GP there."""
+    code = with_handler(13) + """
+        push 0x3002
+        popfq
+        xor eax, eax
+        cpuid
+        lea rax, [rip + user_gdtr]
+        lgdt [rax]
+        lea rax, [rip + tss]
+        mov word ptr [rip + tss_base], ax
+        mov ax, 0x28
+        ltr ax
+        push 0x23
+        push 0x7000
+        push 0x0002
+        push 0x1b
+        lea rax, [rip + user]
+        push rax
+        iretq
+    user:
+        cli
+        ud2                                # not reached: without its gate the VM would triple-fault
+    handler:
+        xor ebx, ebx
+    """ + EXIT + """
+        .align 8
+    user_gdt: .quad 0, 0x00af9b000000ffff, 0x00cf93000000ffff, 0x00affb000000ffff, 0x00cff3000000ffff
+              .word 0x67
+    tss_base: .word 0
+              .byte 0, 0x89, 0, 0
+              .quad 0
+    user_gdtr: .word 0x37
+               .quad user_gdt
+    tss: .long 0
+         .quad 0x6000
+         .space 92
+    """ + GDT
+    assert status(run([Guest("vm", code)], tmp_path, runner()), "vm") == 0
+
+
+@both
+def test_an_interrupt_instruction_is_no_single_step(runner: Make, tmp_path: Path) -> None:
+    """INT3 with RFLAGS.TF: the handler begins with TF = 0, and no #DB comes before its first instruction."""
+    code = with_handler(3) + """
+        lea rax, [rip + debug]
+        mov [0x8000 + 16], ax
+        mov word ptr [0x8000 + 16 + 2], 8
+        mov word ptr [0x8000 + 16 + 4], 0x8e00
+        pushfq
+        or qword ptr [rsp], 0x100
+        popfq
+        int3
+    handler:
+        nop
+        xor ebx, ebx
+    """ + EXIT + "debug:\nmov ebx, 0xbad\n" + EXIT + GDT
+    assert status(run([Guest("vm", code)], tmp_path, runner()), "vm") == 0

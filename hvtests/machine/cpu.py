@@ -232,7 +232,7 @@ class Cpu:
             return Mode.LONG
         if not hflags & L.HF_PE:
             return Mode.REAL
-        if hflags & L.HF_VM:
+        if self._q[L.Q_RFLAGS] >> 17 & 1:
             return Mode.VIRTUAL_8086
         return Mode.COMPATIBILITY if hflags & L.HF_LMA else Mode.PROTECTED
 

@@ -102,6 +102,8 @@ def through_ivt(cpu: Cpu, vector: int, frame: Frame) -> None:
     code = cpu.segment(L.CS)
     for value in (frame.flags, code.selector, frame.rip):
         sp = sp & ~mask | (sp - 2) & mask
+        if sp & mask == mask:    # a word over the end of the segment
+            raise Fault(SS, 0)
         cpu.write_linear(stack.base + (sp & mask) & 0xFFFF_FFFF, struct.pack("<H", value & 0xFFFF))
     cpu.gprs[L.Q_RSP] = sp
     cpu.set_segment(L.CS, Segment(selector, selector << 4, code.limit, code.access))

@@ -269,6 +269,8 @@ class Fabric:
         hflags = self.i[L.I_HFLAGS] & ~L.HF_SMAP
         self.i[L.I_HFLAGS] = hflags | (L.HF_SMAP if self.q[L.Q_CR + 4] >> 21 & 1 else 0)
         self._update_hflags(self._env_argument)
+        # It copies these too, and POPF and IRET would leave the copies behind.
+        self.i[L.I_HFLAGS] &= ~L.HF_FROM_RFLAGS
 
     def set_cr0(self, value: int) -> None:
         """CR0 as MOV to CR0 does it: EFER.LMA follows."""

@@ -17,7 +17,7 @@ from hvtests.machine.fabric import NEVER, Fabric
 from hvtests.machine.fabric_probe import limit_features
 from hvtests.machine.instructions import Instructions
 from hvtests.machine.memory import Memory
-from hvtests.machine.paging import FETCH
+from hvtests.machine.paging import FETCH, AccessFault
 from hvtests.machine.ports import Ports
 from hvtests.machine.registers import Cpuid, CpuModel, MsrFile
 from hvtests.machine.root import RootMode
@@ -172,7 +172,10 @@ class Machine:
         start = self.cpu.code_linear
         if not (error_code & FETCH or self.fabric.fault_access == 2) or linear >> 12 == start >> 12:
             return False
-        found = self.cpu.read_linear(start, min(15, 0x1000 - (start & 0xFFF)), fetch=True)
+        try:
+            found = self.cpu.read_linear(start, min(15, 0x1000 - (start & 0xFFF)), fetch=True)
+        except AccessFault:
+            return False    # the block's start cannot be fetched any more: the fault is its own
         if len(found) < 15 and not _complete(found, self.cpu.code_bits):
             return False
         self.fabric.single_instruction()

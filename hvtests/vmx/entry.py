@@ -25,6 +25,7 @@ from hvtests.vmx.vmcs import CR0_KEPT, WORD, Vmcs
 if TYPE_CHECKING:
     from hvtests.vmx.model import Vmx
 
+DR7_ENABLES = 0xFF
 INVALID_GUEST_STATE, MSR_LOADING, PREEMPTION_TIMER = 33, 34, 52
 _CONTROLS = WORD["VM_ENTRY_CONTROLS"]
 _INFO, _ERROR, _LENGTH = (WORD[name] for name in (
@@ -120,6 +121,8 @@ class Entry:
         i[L.I_SYSENTER_CS] = guest[_SYSENTER_CS]
         q[L.Q_SYSENTER_ESP], q[L.Q_SYSENTER_EIP] = guest[_SYSENTER_ESP], guest[_SYSENTER_EIP]
         if entry & c.LOAD_DEBUG_CONTROLS:
+            if guest[_DR7] & DR7_ENABLES:
+                raise unmodelled(f"hardware breakpoint: GUEST_DR7 = {guest[_DR7]:#x} at a VM entry")
             q[L.Q_DR + 7] = guest[_DR7]
             fabric.debugctl = guest[_DEBUGCTL]
         if entry & c.ENTRY_LOAD_IA32_PAT:

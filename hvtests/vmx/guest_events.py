@@ -73,7 +73,8 @@ class GuestEvents:
         if isinstance(fault, PageFault):
             self.inject(exception(PAGE_FAULT, fault.error_code), fault.linear)
         else:
-            self.inject(exception(fault.vector, fault.error_code or 0))
+            conditions = self.cpu.dr[6] & DR6_CONDITIONS if fault.vector == DEBUG else 0
+            self.inject(exception(fault.vector, fault.error_code or 0), conditions)
 
     def inject(self, event: Event, qualification: int = 0) -> None:
         """Deliver an event to the guest, unless it or what goes wrong with it exits.

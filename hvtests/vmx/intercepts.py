@@ -54,6 +54,9 @@ class Intercepts:
             L.CODE_SHUTDOWN: events.triple_fault,
             L.CODE_NESTED_FAULT: self.nested_fault,
             L.CODE_RESTRICTED: self.restricted_page,
+            # Their handler begins with TF = 0: no trap of single-stepping is due behind them.
+            L.CODE_SOFTWARE_INTERRUPT: events.software_interrupt,
+            L.CODE_ICEBP: events.software_interrupt,
         }
         for code, action in {
             L.CODE_MSR: access.msr, L.CODE_IN: access.port, L.CODE_OUT: access.port, L.CODE_HLT: self.hlt,
@@ -61,8 +64,7 @@ class Intercepts:
             L.CODE_WBINVD: self.invalidate_caches, L.CODE_INVLPG: self.invlpg, L.CODE_PAUSE: self.pause,
             L.CODE_MONITOR: lambda: self.optional(c.MONITOR_EXITING, MONITOR),
             L.CODE_MWAIT: lambda: self.optional(c.MWAIT_EXITING, MWAIT),
-            L.CODE_RSM: self.do.undefined, L.CODE_SOFTWARE_INTERRUPT: events.software_interrupt,
-            L.CODE_ICEBP: events.software_interrupt,
+            L.CODE_RSM: self.do.undefined,
             L.CODE_SYSCALL: lambda: syscall(self.cpu), L.CODE_SYSENTER: lambda: sysenter(self.cpu),
             **{L.CODE_CR_READ + number: access.read_cr for number in (0, 3, 4, 8)},
             **{L.CODE_CR_WRITE + number: access.write_cr for number in (0, 3, 4, 8)},

@@ -7,7 +7,7 @@ from typing import Final
 from hvtests.machine import layout as L
 from hvtests.machine import native as n
 from hvtests.vmx import vmcs as v
-from hvtests.vmx.quick_text import HF_CS64, HF_TF, RFLAGS_AC, Box, box, env, env32, vmcs
+from hvtests.vmx.quick_text import HF_CS64, RFLAGS_AC, RFLAGS_TF, Box, box, env, env32, vmcs
 
 _PROLOGUE = f"""
     cmp   qword ptr [rdx + {8 * Box.ENABLED}], 0
@@ -36,7 +36,9 @@ start:
 # r8 = address of the instruction's bytes in this process, from the TLB that served their fetch
 _FIND_CODE = f"""
     mov   eax, {env32(L.I_HFLAGS)}
-    test  eax, {L.HF_INHIBIT_IRQ | HF_TF}
+    test  eax, {L.HF_INHIBIT_IRQ}
+    jne   leave
+    test  dword ptr {env(L.Q_RFLAGS)}, {RFLAGS_TF}
     jne   leave
     mov   r8, {env(L.Q_RIP)}
     test  eax, {HF_CS64}

@@ -247,6 +247,9 @@ vmresume:
     mov   r9, {field("GUEST_INTERRUPTIBILITY_INFO")}
     test  r9d, {-1 & ~8 & 0x7FFFFFFF}
     jne   leave
+    mov   rax, {field("GUEST_ACTIVITY_STATE")}
+    or    rax, {field("GUEST_PENDING_DBG_EXCEPTIONS")}
+    jne   leave
     mov   r11, {vmcs(v.OPTIONS)}
     mov   rax, {vmcs(L.Q_RIP)}
     test  dword ptr [r12 + {4 * L.I_HFLAGS}], {HF_CS64}

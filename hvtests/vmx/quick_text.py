@@ -50,7 +50,7 @@ class Option(IntFlag):
 
 HOST_WORDS: Final = ("CR0", "CR3", "CR4", "EFER", "PAT", "RIP", "RSP", "SYSENTER_CS", "SYSENTER_ESP", "SYSENTER_EIP",
                      "HFLAGS")
-HF_CS64, HF_TF = 1 << 15, 1 << 8
+HF_CS64, RFLAGS_TF = 1 << 15, 1 << 8
 IA32E_MODE_GUEST, INFO_VALID_SHIFT, RFLAGS_RF, RFLAGS_AC = 1 << 9, 31, 1 << 16, 1 << 18
 
 

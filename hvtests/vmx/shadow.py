@@ -8,7 +8,7 @@ from hvtests.machine import layout as L
 from hvtests.machine.paging import walk
 from hvtests.machine.stop import unmodelled
 from hvtests.vmx import bits as c
-from hvtests.vmx.ept import EXECUTE, READ, WRITE, Ept, EptExit, GuestMemory, Translation
+from hvtests.vmx.ept import ADDRESS, EXECUTE, READ, WRITE, Ept, EptExit, GuestMemory, Translation
 from hvtests.vmx.vmcs import WORD
 
 if TYPE_CHECKING:
@@ -45,8 +45,8 @@ class ShadowTables:
         self._restricting = False
 
     def invalidate(self, pointer: int | None) -> None:
-        """INVEPT: forget what was derived from one EPTP (None: from all)."""
-        if pointer is None or pointer in self._shadows:
+        """INVEPT: forget what was derived from one EPTP (None: from all); it goes by bits 51:12 (SDM 3C 29.4.3.1)."""
+        if pointer is None or any(not (pointer ^ known) & ADDRESS for known in self._shadows):
             # Pages are not reused singly: dropping all is as correct, and INVEPT is rare.
             self._shadows.clear()
             self._vmx.quick.withdraw()
