@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from hvtests.machine import io, registers
 from hvtests.machine import layout as L
 from hvtests.machine.decode import Instruction
-from hvtests.machine.delivery import Fault
+from hvtests.machine.delivery import GP, Fault
 from hvtests.vmx import bits as c
 from hvtests.vmx.operands import linear_operand
 from hvtests.vmx.vmcs import WORD
@@ -19,7 +19,8 @@ from hvtests.vmx.vmcs import WORD
 if TYPE_CHECKING:
     from hvtests.vmx.model import Vmx
 
-CR_ACCESS, DR_ACCESS, IO_INSTRUCTION, RDMSR, WRMSR = 28, 29, 30, 31, 32
+CR_ACCESS, DR_ACCESS, IO_INSTRUCTION, RDMSR, WRMSR, TPR_BELOW_THRESHOLD = 28, 29, 30, 31, 32, 43
+RFLAGS_TF = 1 << 8
 MOV_TO, MOV_FROM, CLTS, LMSW = 0 << 4, 1 << 4, 2 << 4, 3 << 4
 TSC = 0x10
 MASK32 = 0xFFFF_FFFF
@@ -48,6 +49,8 @@ class Accesses:
             value = self.cpu.cr0 & ~controls.cr0_mask | controls.cr0_shadow & controls.cr0_mask
         elif number == 4:
             value = self.cpu.cr4 & ~controls.cr4_mask | controls.cr4_shadow & controls.cr4_mask
+        elif number == 8 and controls.proc & c.USE_TPR_SHADOW:
+            value = self.machine.memory.u8(controls.vtpr_at) >> 4
         else:
             value = self.cpu.cr8 if number == 8 else self.cpu.cr3
         self.fabric.q[found.rm] = value & (MASK32 if self.cpu.code_bits != 64 else ~0)
@@ -79,6 +82,8 @@ class Accesses:
         if number == 8:
             if controls.proc & c.CR8_LOAD_EXITING:
                 return self._cr_exit(found, MOV_TO)
+            if controls.proc & c.USE_TPR_SHADOW:
+                return self._write_vtpr(found, value)
             return self.do.write_cr8()
         if number == 3:
             if value not in controls.cr3_targets:
@@ -95,6 +100,17 @@ class Accesses:
             self.machine.check_cr(4, new)
             registers.load_cr4(self.cpu, self.machine.model, new)
         self.cpu.advance(found.length)
+
+    def _write_vtpr(self, found: Instruction, value: int) -> None:
+        """MOV to CR8 under "use TPR shadow": the exit comes behind the instruction (SDM 3C 30.1.2, 30.3)."""
+        if value >> 4:
+            raise Fault(GP, 0)
+        controls = self.vmx.controls
+        self.machine.memory.set_u32(controls.vtpr_at, value << 4)
+        self.cpu.advance(found.length)
+        if value < controls.tpr_threshold & 0xF:
+            stepping = self.cpu.rflags & RFLAGS_TF
+            self.vmx.exit.event(TPR_BELOW_THRESHOLD, pending=c.PENDING_DEBUG_BS if stepping else 0)
 
     def _load_cr0(self, value: int) -> None:
         self.machine.check_cr(0, value)

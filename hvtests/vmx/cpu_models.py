@@ -87,7 +87,6 @@ MODELLED_XSAVE_LEAVES: dict[tuple[int, int], Cpuid] = {
 
 # Controls that corei7_skylake_x offers and hvtests.vmx does not implement; (control word, name).
 UNMODELLED: tuple[tuple[str, str], ...] = (
-    ("PROCBASED",  "USE_TPR_SHADOW"),
     ("PROCBASED2", "VIRTUALIZE_APIC_ACCESSES"),
     ("PROCBASED2", "VIRTUALIZE_X2APIC_MODE"),
     ("PROCBASED2", "APIC_REGISTER_VIRTUALIZATION"),

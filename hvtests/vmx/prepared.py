@@ -34,8 +34,8 @@ class Controls:
     __slots__ = (
         "bitmap_a", "bitmap_b", "cr0_mask", "cr0_shadow", "cr3_targets", "cr4_mask", "cr4_shadow", "entry",
         "eptp", "eptp_list", "exceptions", "exit", "functions", "msr_bitmap", "msr_lists", "page_fault_mask",
-        "page_fault_match", "pin", "pml_address", "proc", "proc2", "tsc_multiplier", "tsc_offset", "uses_ept",
-        "vmread_bitmap", "vmwrite_bitmap")
+        "page_fault_match", "pin", "pml_address", "proc", "proc2", "tpr_threshold", "tsc_multiplier",
+        "tsc_offset", "uses_ept", "vmread_bitmap", "vmwrite_bitmap", "vtpr_at")
 
     def __init__(self, vmcs: Vmcs) -> None:
         read = vmcs.read
@@ -60,6 +60,7 @@ class Controls:
         self.bitmap_a, self.bitmap_b = read("IO_BITMAP_A"), read("IO_BITMAP_B")
         self.msr_bitmap = read("MSR_BITMAP")
         self.vmread_bitmap, self.vmwrite_bitmap = read("VMREAD_BITMAP"), read("VMWRITE_BITMAP")
+        self.tpr_threshold, self.vtpr_at = read("TPR_THRESHOLD"), read("VIRTUAL_APIC_PAGE_ADDR") + 0x80
         self.tsc_offset = read("TSC_OFFSET") if self.proc & c.USE_TSC_OFFSETTING else 0
         self.tsc_multiplier = TSC_ONE
         if self.proc & c.USE_TSC_OFFSETTING and self.proc2 & c.USE_TSC_SCALING:
