@@ -23,6 +23,7 @@ from generator.errors import HvforgeError, UsageError, one_line
 INTERNAL_ERROR = 80   # a fault of hvforge itself
 INTERRUPTED = 130     # what shells report for SIGINT
 BROKEN_PIPE = 141     # and for SIGPIPE
+MEMORY_MAX = 3072     # MiB: above are PCI windows
 
 # Usage errors are this class, whose public name depends on the version of typer.
 _CommandLineError: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
@@ -68,6 +69,9 @@ _Templates = Annotated[list[Path] | None, typer.Option(
     "--templates", metavar="DIR", help="Look here for templates before those of hvforge; may be given again.")]
 _Timeout = Annotated[float, typer.Option(
     "--timeout", metavar="SECONDS", min=0.1, help="Stop after so much real time.")]
+_Memory = Annotated[int | None, typer.Option(
+    "--memory", metavar="MIB", min=16, max=MEMORY_MAX,
+    help="The machine's memory in MiB.  [default: what the image's map asks for, at least 256]")]
 
 app = typer.Typer(
     add_completion=False, pretty_exceptions_enable=False, invoke_without_command=True,
@@ -112,6 +116,7 @@ def verify(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the report.")] = False,
     format_: _Format = None,
     timeout: _Timeout = 60.0,
+    memory: _Memory = None,
     templates: _Templates = None,
 ) -> None:
     """Run an image in the harness and check it: its end, every VM entry, every count of exits."""
@@ -126,7 +131,7 @@ def verify(
     from hvtests.verification import verify as run_and_check
 
     with bootable(image, format_, _directories(templates)) as source:
-        found = run_and_check(source.path, source.map, timeout)
+        found = run_and_check(source.path, source.map, timeout, memory or source.memory_mib)
         if json:
             print(json_verification(source, found, str(image)))
         else:
@@ -140,6 +145,7 @@ def run(
     on: Annotated[Emulator, typer.Option("--on", help="Where to run it.")] = Emulator.UNICORN,
     format_: _Format = None,
     timeout: _Timeout = 60.0,
+    memory: _Memory = None,
     serial: Annotated[Path | None, typer.Option(
         "--serial", metavar="FILE", help="Write what comes on COM1 to this file as well, unchanged.")] = None,
     templates: _Templates = None,
@@ -152,7 +158,7 @@ def run(
     ended = emulator_missing(on.value)
     if ended is None:
         with bootable(image, format_, _directories(templates)) as source:
-            ended = run_streaming(source.path, on.value, timeout, serial)
+            ended = run_streaming(source.path, on.value, timeout, serial, memory or source.memory_mib)
     status, line = ended
     print(line, file=sys.stderr)
     raise typer.Exit(status)

@@ -48,8 +48,8 @@ def emulator_missing(emulator: str) -> Ending | None:
     return None if lacking is None else (int(Verdict.EMULATOR_MISSING), f"hvforge: error: {emulator}: {lacking}")
 
 
-def run_streaming(image: Path, emulator: str, timeout: float, serial: Path | None) -> Ending:
-    """Boot ``image``; the verdict.
+def run_streaming(image: Path, emulator: str, timeout: float, serial: Path | None, memory_mib: int) -> Ending:
+    """Boot ``image`` on a machine with so much memory; the verdict.
 
     Raises OutputError if ``serial`` cannot be written, ImageFileError if ``image`` cannot boot.
     """
@@ -67,7 +67,7 @@ def run_streaming(image: Path, emulator: str, timeout: float, serial: Path | Non
                 raise OutputError(f"cannot write this file: {error.strerror or error}", str(serial)) from None
         console = Console(file)
         try:
-            result = by_name(emulator).run(image, timeout=timeout, on_serial=console)
+            result = by_name(emulator, memory_mib).run(image, timeout=timeout, on_serial=console)
         except EmulatorMissingError as error:
             return int(Verdict.EMULATOR_MISSING), f"hvforge: error: {emulator}: {error}"
         finally:

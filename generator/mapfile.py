@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from generator import __version__
 from generator.core import Core
-from generator.layout import Kind
+from generator.layout import MIB, Kind
+
+MACHINE_MIB = 256    # of an emulated machine, unless the image needs more
+FIRMWARE_MIB = 1     # BIOSes keep their ACPI tables at the end of memory
 
 
 def image_map(core: Core) -> dict[str, Any]:
@@ -47,6 +50,14 @@ def image_map(core: Core) -> dict[str, Any]:
         ],
         "sizes": sizes(core),
     }
+
+
+def memory_mib(content: Mapping[str, Any] | None) -> int:
+    """MiB of memory that a machine needs for the image with the map ``content``; without a map what most need."""
+    if content is None:
+        return MACHINE_MIB
+    end: int = max(region["end"] for region in content["regions"])
+    return max(MACHINE_MIB, -(-end // MIB) + FIRMWARE_MIB)
 
 
 def sizes(core: Core) -> dict[str, int]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from generator.errors import ImageFileError, OutputError, UsageError
 from generator.inspection.media import read_medium
-from generator.mapfile import image_map, payload_digest
+from generator.mapfile import image_map, memory_mib, payload_digest
 
 if TYPE_CHECKING:
     from generator.build import Image
@@ -29,6 +29,11 @@ class Source:
     data: bytes
     map: Mapping[str, Any] | None
     image: Image | None
+
+    @property
+    def memory_mib(self) -> int:
+        """MiB of memory that a machine needs for it, as its map tells."""
+        return memory_mib(self.map)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from generator.build import FORMATS, build
 from generator.errors import HvforgeError
+from generator.mapfile import image_map, memory_mib
 from hvtests.runners.base import Runner, RunResult, Verdict
 from hvtests.runners.bochs import BochsRunner
 from hvtests.runners.qemu import QemuRunner
@@ -31,8 +32,9 @@ def as_it_should(runner: Runner, result: RunResult) -> bool:
 def smoke(description: Path) -> bool:
     """Boot the image on everything, a line for each; whether all ended as they should."""
     image = build(description)
+    memory = memory_mib(image_map(image.core))
     good = True
-    runners: list[Runner] = [BochsRunner(), QemuRunner()]
+    runners: list[Runner] = [BochsRunner(memory_mib=memory), QemuRunner(memory_mib=memory)]
     with tempfile.TemporaryDirectory(prefix="hvforge-smoke-") as name:
         for format_, data in image.files.items():
             file = Path(name) / f"{image.name}{FORMATS[format_]}"

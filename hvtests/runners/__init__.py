@@ -8,19 +8,19 @@ from hvtests.runners.base import Runner
 NAMES = ("unicorn", "bochs", "qemu")
 
 
-def by_name(name: str) -> Runner:
-    """A runner with its default settings. Raises UsageError for a name that is not in :data:`NAMES`."""
+def by_name(name: str, memory_mib: int = 256) -> Runner:
+    """A runner with so much memory, and its default settings. Raises UsageError for a name not in :data:`NAMES`."""
     # Imported here so that Bochs and QEMU can be used where the harness' CPU engine cannot be loaded.
     if name == "unicorn":
         from hvtests.runners.unicorn import UnicornRunner
 
-        return UnicornRunner()
+        return UnicornRunner(memory_mib=memory_mib)
     if name == "bochs":
         from hvtests.runners.bochs import BochsRunner
 
-        return BochsRunner()
+        return BochsRunner(memory_mib=memory_mib)
     if name == "qemu":
         from hvtests.runners.qemu import QemuRunner
 
-        return QemuRunner()
+        return QemuRunner(memory_mib=memory_mib)
     raise UsageError(f"no emulator is called {name!r}; there are {', '.join(NAMES)}")

@@ -218,6 +218,27 @@ def test_nothing_temporary_is_left(tmp_path: Path, capfd: Capture, monkeypatch: 
     assert list(tmp_path.iterdir()) == []
 
 
+# -- memory ------------------------------------------------------------------------------------------------------------
+
+HALF_GIB = 'template = "long64"', "512M"   # the image ends at 2 MiB + 512 MiB, above the 256 MiB of an ordinary machine
+
+
+@pytest.mark.bochs
+@pytest.mark.parametrize("command", [["verify"], ["run"], ["run", "--on", "bochs"]])
+def test_a_machine_is_as_large_as_its_image(command: list[str], tmp_path: Path, capfd: Capture) -> None:
+    ran = hvforge(capfd, *command, described(tmp_path, *HALF_GIB))
+    assert (ran.status, "hvforge: end 0x10 FINISHED" in ran.out) == (0, True), ran
+
+
+def test_memory_is_what_the_option_says(tmp_path: Path, capfd: Capture) -> None:
+    for command in ("run", "verify"):
+        ran = hvforge(capfd, command, "--memory", "515", described(tmp_path, *HALF_GIB))
+        assert ran.status == 0, ran
+        ran = hvforge(capfd, command, "--memory", "514", described(tmp_path, *HALF_GIB))
+        assert ran.status == Verdict.REFUSED
+        assert "the image needs RAM up to 0x20200000" in ran.out
+
+
 # -- doctor and explain ------------------------------------------------------------------------------------------------
 
 def test_doctor_lists_what_is_here(capfd: Capture) -> None:
