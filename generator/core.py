@@ -9,12 +9,13 @@ from typing import Any
 
 from generator import __version__, image_data, layout, tables, vmcs_init
 from generator.assemble import Assembled, Unit, assemble
-from generator.errors import LayoutError, TemplateError
+from generator.errors import LayoutError, SpecError, TemplateError, TooLargeError
 from generator.guests import load_guest
 from generator.layout import PAGE, Blob, Kind, Layout, make_layout
 from generator.names import template_globals
 from generator.render import Line, Proc, Renderer
-from generator.spec import GuestMode, ImageSpec, VmSpec
+from generator.spec import GuestMode, GuestSpec, ImageSpec, VmSpec
+from generator.suggest import nearest
 
 TEXT64 = layout.CORE + layout.ENTRY32_SIZE
 
@@ -148,9 +149,11 @@ def _guests(
     for index, vm in enumerate(spec.vms):
         if vm.guest.template is not None:
             declared: list[str] = []
+            params = Params(vm.guest)
             text = renderer.render(
-                f"guests/{vm.guest.template}.asm.j2", starts_in=_collector(declared), params=dict(vm.guest.params),
-                load=vm.guest.load, scratch=vm.guest.load + PAGE)
+                f"guests/{vm.guest.template}.asm.j2", starts_in=_collector(declared), params=params,
+                one_of=params.one_of, load=vm.guest.load, scratch=vm.guest.load + PAGE)
+            params.check()
             modes[index] = _declared_mode(vm.guest.template, declared)
             texts.append(Unit(f"guest{index}", _BITS[modes[index]], vm.guest.load, text.lines))
     units = assemble(texts, {}, time_limit) if texts else []
@@ -164,6 +167,40 @@ def _guests(
             image = load_guest(vm, spec.path.parent)
             plans.append(_plan(spec, index, vm, image.mode, image.entry, image.segments))
     return plans, units
+
+
+class Params(dict[str, Any]):
+    """A guest's params as its template reads them; what it does not read, or does not take, is a mistake."""
+
+    def __init__(self, guest: GuestSpec) -> None:
+        super().__init__(guest.params)
+        self._guest = guest
+        self._read: set[str] = set()
+        self._refused: list[SpecError] = []
+
+    def __getitem__(self, name: str) -> Any:
+        self._read.add(name)
+        return super().__getitem__(name)
+
+    def one_of(self, name: str, *choices: str) -> str:
+        """Template global: the param's value, which must be one of ``choices``."""
+        self._read.add(name)
+        value = self.get(name, "(nothing)")
+        if value not in choices:
+            listed = ", ".join(f'"{choice}"' for choice in choices)
+            self._refused.append(SpecError(
+                f'params.{name}: "{value}" is not one of {listed}',
+                self._guest.where("params")))
+            return choices[0]
+        return str(value)
+
+    def check(self) -> None:
+        """Raises SpecError for a param that the template did not read, or refused."""
+        for error in self._refused:
+            raise error
+        for name in sorted(self.keys() - self._read):
+            raise SpecError(f"params.{name}: the template {self._guest.template} takes no such param"
+                            + nearest(name, self._read), self._guest.where("params"))
 
 
 def _declared_mode(template: str, declared: list[str]) -> GuestMode:
@@ -192,9 +229,10 @@ def _plan(
     end = max(address + len(data) for address, data in segments)
     if end > limit:
         where = vm.guest.where("file" if vm.guest.file else "template") or f"{spec.path}: vm[{index}].guest"
-        raise LayoutError(f"the guest reaches up to {end:#x}, but the VM's memory ends at {limit:#x}"
-                          + (" (its page tables are above)" if limit != vm.memory else "") + ": give it more memory",
-                          where)
+        kind = LayoutError if end <= vm.memory else TooLargeError
+        tables_there = " (its page tables are above)" if limit != vm.memory else ""
+        raise kind(f"the guest reaches up to {end:#x}, but the VM's memory ends at {limit:#x}{tables_there}: "
+                   "give it more memory", where)
     if mode is GuestMode.LONG:
         return image_data.GuestPlan(mode, entry, tables_at, tables_at, (
             *segments, (tables_at, tables.guest_page_tables(tables_at))))

@@ -35,7 +35,6 @@ CORE_END = 2 * MIB                 # the core fits below this; the VMs' memory b
 STACK_SIZE = 8 * KIB
 IST_STACK_SIZE = 4 * KIB
 MEMORY_END = 3 * GIB               # above are PCI's memory windows on every PC
-PAYLOAD_MAX = 64 * MIB             # of the file that a machine boots
 
 
 class Kind(StrEnum):

@@ -14,7 +14,9 @@ from typing import Any
 from generator import layout, records, tables, vmcs_init
 from generator.arch import abi, controls, cpuid, cr, events, exits, instruction_errors, msr_bits, msrs, paging, vmcs
 from generator.arch import descriptors as d
+from generator.errors import TemplateError
 from generator.spec import ImageSpec, Schedule
+from generator.suggest import nearest
 
 
 class Hex(int):
@@ -75,7 +77,14 @@ HANDLERS = {
 
 
 def reason_rows() -> list[Any]:
-    """Every basic exit reason from 0 to the highest, gaps filled, for the jump table and the table of names."""
+    """Every basic exit reason from 0 to the highest, gaps filled, for the jump table and the table of names.
+
+    Raises TemplateError for a handler whose exit reason does not exist.
+    """
+    for name in HANDLERS:
+        if name not in exits.BY_NAME:
+            raise TemplateError(f"HANDLERS has {name!r}, which is no exit reason" + nearest(name, exits.BY_NAME),
+                                "generator/names.py")
     return [
         exits.BY_NUMBER.get(number, SimpleNamespace(number=number, name=f"RESERVED_{number}"))
         for number in range(records.EXIT_COUNT)

@@ -37,6 +37,7 @@ REAL_MODE_LIMIT = MIB            # a real-mode guest starts with CS:IP
 VMS_MAX = 16
 DEFAULT_LOAD = 0x1000            # page 0 stays free: null pointers and a real-mode guest's IVT
 TICKS_MAX = (1 << 32) - 1        # the VMX-preemption timer has 32 bits
+_PARAM_TEXT = re.compile(r'[ !#-\[\]-~]*')  # what can stand in a string of assembly as it is
 _SIZE = re.compile(r"([0-9]+) *(K|M|G|KiB|MiB|GiB)?")
 _UNITS = {None: 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
@@ -90,7 +91,7 @@ def _one_of(choices: dict[str, Any]) -> Callable[[object], Any]:
 
 
 def _param(value: object) -> str | int | bool:
-    if not isinstance(value, str | int):
+    if not isinstance(value, str | int) or (isinstance(value, str) and not _PARAM_TEXT.fullmatch(value)):
         raise ValueError("is no parameter")
     return value
 
@@ -168,7 +169,8 @@ class GuestSpec(_Section):
     params: dict[str, Annotated[str | int | bool, PlainValidator(_param), WithJsonSchema(
         {"type": ["string", "integer", "boolean"]})]] = _key(
         "Values handed to the template under their names; which it takes, it says at its top.",
-        takes="a table of strings, integers and booleans", item="a string, an integer, true or false",
+        takes="a table of strings, integers and booleans",
+        item="an integer, true, false, or a string of printable ASCII without quotes and backslashes",
         write="{ rounds = 3 }", default_factory=dict)
 
     _places: dict[str, str] = PrivateAttr(default_factory=dict)

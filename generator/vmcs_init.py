@@ -6,15 +6,17 @@ code for each. Guest state follows SDM 3C 27.3.1 (checks on the guest-state area
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from generator.arch import controls, cr, events, paging, vmcs
 from generator.arch import descriptors as d
 from generator.arch.msrs import BY_NAME as MSR
+from generator.errors import TemplateError
 from generator.layout import PAGE
 from generator.records import VCPU
 from generator.spec import GuestMode, ImageSpec, Schedule, VmSpec
+from generator.suggest import nearest
 from generator.tables import CODE64, DATA64, TSS64
 
 # In the order of the code's jump table.
@@ -57,11 +59,6 @@ class Wanted:
     required: int
     optional: int
 
-    @property
-    def missing_names(self) -> tuple[str, ...]:
-        """Names of all bits that may be named in a refusal."""
-        return self.word.names(self.required)
-
 
 def wanted_controls(spec: ImageSpec, vm: VmSpec, mode: GuestMode) -> tuple[Wanted, ...]:
     """The five control words of a VM, in the order pin, processor, secondary processor, exit, entry."""
@@ -88,7 +85,15 @@ def wanted_controls(spec: ImageSpec, vm: VmSpec, mode: GuestMode) -> tuple[Wante
         (controls.EXIT, leave, ()),
         (controls.ENTRY, enter, ()),
     )
-    return tuple(Wanted(word, word.mask(*required), word.mask(*optional)) for word, required, optional in rows)
+    return tuple(Wanted(word, _mask(word, required), _mask(word, optional)) for word, required, optional in rows)
+
+
+def _mask(word: controls.ControlWord, names: Iterable[str]) -> int:
+    known = [bit.name for bit in word.bits]
+    for name in names:
+        if name not in known:
+            raise TemplateError(f"{word.name} has no control {name!r}" + nearest(name, known), "generator/vmcs_init.py")
+    return word.mask(*names)
 
 
 def guest_rows(mode: GuestMode, entry: int, stack: int, page_tables: int) -> list[Row]:

@@ -96,5 +96,5 @@ def status(result: RunResult, name: str) -> int:
         if line == f"hvforge: vm {name}: ended: exited":
             return 0
         if line.startswith(f"hvforge: vm {name}: ended: failed, status "):
-            return int(line.rsplit(" ", 1)[1], 16)
+            return int(line.split(", status ")[1].split(",")[0], 16)
     raise AssertionError(f"VM {name} did not exit:\n{result.text}")

@@ -115,7 +115,7 @@ def test_a_vm_cannot_take_anothers_turn_by_making_the_hypervisor_work(runner: Ma
     result = run([Guest("victim", victim + EXIT), Guest("hog", hog + EXIT)], tmp_path, runner(),
                  'schedule = "round-robin"\nslice_ticks = 100000')
     # Two calls, two long pauses: between them the victim had its turn.
-    assert "hvforge: vm victim: ended: failed, status 0x02" in result.lines, result.lines[-6:]
+    assert "hvforge: vm victim: ended: failed, status 0x02, expected exited" in result.lines, result.lines[-6:]
 
 
 ENDLESS_AC = """

@@ -121,7 +121,7 @@ def test_a_vm_that_cannot_be_entered_is_named_and_the_others_run(
     result = _run(core, runner(), tmp_path)
     assert result.verdict is Verdict.GUEST_FAILED, result.text
     assert any(text.startswith(f"hvforge: vm long: {line}") for text in result.lines), result.text
-    assert "hvforge: vm long: ended: entry-failed" in result.lines
+    assert "hvforge: vm long: ended: entry-failed, expected exited" in result.lines
     assert "[paged] hello from 32-bit mode with paging" in result.lines
     assert "hvforge: vm real: ended: halted" in result.lines
 
@@ -147,6 +147,6 @@ def test_a_misconfigured_ept_stops_that_vm_only(runner: Callable[[], Runner], tm
     _patch(core, directory, struct.pack("<Q", entry & ~7 | 2))
     result = _run(core, runner(), tmp_path)
     assert result.verdict is Verdict.GUEST_FAILED
-    assert "hvforge: vm long: ended: ept-misconfiguration" in result.lines
+    assert "hvforge: vm long: ended: ept-misconfiguration, expected exited" in result.lines
     assert any("has a misconfigured EPT entry" in line for line in result.lines)
     assert "hvforge: vm real: ended: halted" in result.lines

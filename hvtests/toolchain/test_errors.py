@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from generator import errors
-from generator.cli import BROKEN_PIPE, INTERNAL_ERROR, INTERRUPTED
+from generator.cli import BROKEN_PIPE, HUNG_UP, INTERNAL_ERROR, INTERRUPTED, TERMINATED
 from hvtests.runners.base import Verdict
 from hvtests.toolchain.command import CHECKOUT, MINIMAL, hvforge, one_vm
 from hvtests.verification import NOT_VERIFIED
@@ -40,6 +40,12 @@ DESCRIPTIONS = {
     "wrong choice": (one_vm('file = "a"\nformat = "pe"'), SPEC, ":8: vm[0].guest.format", '"flat", "elf"'),
     "missing key": ('[image]\n[[vm]]\nname = "a"\n', SPEC, "", "name"),
     "no such template": (one_vm('template = "long46"'), SPEC, ":7: vm[0].guest.template", 'did you mean "long64"?'),
+    "unknown param": (one_vm('template = "long64"\nparams = { mesage = "hi" }'), SPEC, ":8: vm[0].guest.params",
+                      'did you mean "message"?'),
+    "param of no choice": (one_vm('template = "hostile"\nparams = { attack = "zzz" }'), SPEC, ":8: vm[0].guest.params",
+                           '"memory", "write"'),
+    "param with a line end": (one_vm('template = "long64"\nparams = { message = "a\\n hlt" }'), SPEC,
+                              ":8: vm[0].guest.params.message", "printable ASCII"),
     "memory not in steps": (one_vm('template = "long64"', "3M"), SPEC, ":5: vm[0].memory", "multiple of 2 MiB"),
 }
 
@@ -238,7 +244,7 @@ def test_each_class_of_errors_has_a_status_that_nothing_else_has() -> None:
     assert len(set(taken)) == len(taken)
     assert all(0 <= status < 256 for status in taken)
     listed = (CHECKOUT / "docs" / "exit-codes.md").read_text()
-    for status in [*taken, NOT_VERIFIED, BROKEN_PIPE]:
+    for status in [*taken, NOT_VERIFIED, BROKEN_PIPE, HUNG_UP, TERMINATED]:
         assert re.search(rf"(^|[^0-9A-Za-z]){status}\b", listed, re.MULTILINE), status
 
 

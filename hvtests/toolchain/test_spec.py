@@ -175,7 +175,8 @@ VALUES = [  # what is replaced in GOOD, by what, the message
      "x.toml:9: vm[0].guest.params: 1 is not a table of strings, integers and booleans (write e.g. { rounds = 3 "
      "})"),
     ('"long64"', '"long64"\nparams.x = 1.5',
-     "x.toml:9: vm[0].guest.params.x: 1.5 is not a string, an integer, true or false"),
+     "x.toml:9: vm[0].guest.params.x: 1.5 is not an integer, true, false, or a string of printable ASCII without "
+     "quotes and backslashes"),
     ("[[vm]]", "[vm]",
      "x.toml:4: vm: a table is not 1 to 16 tables, each under a header of its own (write e.g. [[vm]])"),
 ]
