@@ -6,7 +6,6 @@ in generator.errors; ``--debug`` puts the traceback before it. docs/exit-codes.m
 
 from __future__ import annotations
 
-import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -18,11 +17,14 @@ from typing import Annotated
 import typer
 
 from generator import __version__
+from generator.cli_process import abandon_output, output_error, require_output, signals_that_end, tell
 from generator.errors import HvforgeError, UsageError, one_line
 
 INTERNAL_ERROR = 80   # a fault of hvforge itself
-INTERRUPTED = 130     # what shells report for SIGINT
-BROKEN_PIPE = 141     # and for SIGPIPE
+HUNG_UP = 129         # what shells report for SIGHUP
+INTERRUPTED = 130     # for SIGINT
+BROKEN_PIPE = 141     # for SIGPIPE
+TERMINATED = 143      # for SIGTERM
 MEMORY_MAX = 3072     # MiB: above are PCI windows
 
 # Usage errors are this class, whose public name depends on the version of typer.
@@ -126,7 +128,7 @@ def verify(
 
     missing = emulator_missing("unicorn")
     if missing is not None:
-        print(missing[1], file=sys.stderr)
+        tell(missing[1])
         raise typer.Exit(missing[0])
     from hvtests.verification import verify as run_and_check
 
@@ -160,7 +162,7 @@ def run(
         with bootable(image, format_, _directories(templates)) as source:
             ended = run_streaming(source.path, on.value, timeout, serial, memory or source.memory_mib)
     status, line = ended
-    print(line, file=sys.stderr)
+    tell(line)
     raise typer.Exit(status)
 
 
@@ -238,22 +240,27 @@ def _directories(given: Sequence[Path] | None) -> tuple[Path, ...]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line ``arguments`` (sys.argv's by default); the process exit status."""
     settings = Settings()
-    try:
-        status = _invoke(list(sys.argv[1:] if arguments is None else arguments), settings)
-        sys.stdout.flush()
-        return status
-    except BrokenPipeError:
-        # Whoever read our output went away; what is buffered must not fail again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
-    except KeyboardInterrupt:
-        print("hvforge: interrupted", file=sys.stderr)
-        return INTERRUPTED
-    except HvforgeError as error:
-        return _complain(error, f"error: {one_line(str(error))}", error.status, settings.debug)
-    except Exception as error:  # a fault of ours: the user gets one line, and the traceback when asked for
-        what = one_line(f"internal error: {type(error).__name__}: {error}")
-        return _complain(error, f"{what} (hvforge --debug shows where)", INTERNAL_ERROR, settings.debug)
+    with signals_that_end() as ends:
+        try:
+            require_output()
+            status = _invoke(list(sys.argv[1:] if arguments is None else arguments), settings)
+            sys.stdout.flush()
+            return status
+        except BrokenPipeError:
+            abandon_output()   # whoever read it went away
+            return BROKEN_PIPE
+        except KeyboardInterrupt:
+            tell(f"hvforge: {ends.word}")
+            return ends.status
+        except HvforgeError as error:
+            return _complain(error, settings.debug)
+        except Exception as error:
+            expected = output_error(error) if isinstance(error, OSError) else None
+            if expected is not None:
+                return _complain(expected, settings.debug)
+            # A fault of ours: the user gets one line, and the traceback when asked for.
+            what = one_line(f"internal error: {type(error).__name__}: {error}")
+            return _end(error, f"{what} (hvforge --debug shows where)", INTERNAL_ERROR, settings.debug)
 
 
 def _invoke(arguments: list[str], settings: Settings) -> int:
@@ -273,10 +280,14 @@ def _invoke(arguments: list[str], settings: Settings) -> int:
     return 0
 
 
-def _complain(error: Exception, line: str, status: int, debug: bool) -> int:
+def _complain(error: HvforgeError, debug: bool) -> int:
+    return _end(error, f"error: {one_line(str(error))}", error.status, debug)
+
+
+def _end(error: Exception, line: str, status: int, debug: bool) -> int:
     if debug:
         traceback.print_exception(error)
-    print(f"hvforge: {line}", file=sys.stderr)
+    tell(f"hvforge: {line}")
     return status
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 from contextlib import ExitStack
+from io import FileIO
 from pathlib import Path
-from typing import IO
 
 from generator.errors import EmulatorMissingError, OutputError
 
@@ -13,14 +13,13 @@ from generator.errors import EmulatorMissingError, OutputError
 class Console:
     """Takes COM1's bytes: to standard output with plain line ends, to ``file`` unchanged."""
 
-    def __init__(self, file: IO[bytes] | None) -> None:
+    def __init__(self, file: FileIO | None) -> None:
         self._file = file
         self._return = False   # a CR came last: whether it is part of a line's end shows with the next byte
 
     def __call__(self, data: bytes) -> None:
         if self._file is not None:
-            self._file.write(data)
-            self._file.flush()
+            self._keep(self._file, data)
         if self._return:
             data = b"\r" + data
         self._return = data.endswith(b"\r")
@@ -31,9 +30,23 @@ class Console:
         self._out(b"\r" if self._return else b"")
 
     @staticmethod
+    def _keep(file: FileIO, data: bytes) -> None:
+        rest = memoryview(data)
+        try:
+            while rest:
+                rest = rest[file.write(rest):]
+        except OSError as error:
+            raise unwritable(error, file.name) from None
+
+    @staticmethod
     def _out(data: bytes) -> None:
         sys.stdout.buffer.write(data.replace(b"\r\n", b"\n"))
         sys.stdout.buffer.flush()
+
+
+def unwritable(error: OSError, file: object) -> OutputError:
+    """``error`` for the user."""
+    return OutputError(f"cannot write this file: {error.strerror or error}", str(file))
 
 
 Ending = tuple[int, str]   # process exit status, the last line on standard error
@@ -62,9 +75,9 @@ def run_streaming(image: Path, emulator: str, timeout: float, serial: Path | Non
         file = None
         if serial is not None:
             try:
-                file = stack.enter_context(serial.open("wb"))
+                file = stack.enter_context(FileIO(str(serial), "wb"))   # no buffer, so that closing it cannot fail
             except OSError as error:
-                raise OutputError(f"cannot write this file: {error.strerror or error}", str(serial)) from None
+                raise unwritable(error, serial) from None
         console = Console(file)
         try:
             result = by_name(emulator, memory_mib).run(image, timeout=timeout, on_serial=console)

@@ -1,20 +1,16 @@
-"""The command line: what each command prints and returns when all is well, and how it ends when nobody listens."""
+"""The command line: what each command prints and returns when all is well."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from generator import __version__
-from generator.cli import BROKEN_PIPE, INTERRUPTED
 from generator.resources import images
 from hvtests.runners.base import Verdict
 from hvtests.toolchain.command import CHECKOUT, MINIMAL, hvforge, one_vm
@@ -22,7 +18,6 @@ from hvtests.verification import NOT_VERIFIED
 
 Capture = pytest.CaptureFixture[str]
 COMMANDS = ("build", "verify", "run", "inspect", "doctor", "explain", "images")
-COMMAND = [sys.executable, "-m", "generator.cli"]
 
 
 def described(directory: Path, guest: str, memory: str = "2M") -> Path:
@@ -261,37 +256,3 @@ def test_explain(arguments: list[str], words: list[str], capfd: Capture) -> None
     ran = hvforge(capfd, "explain", *arguments)
     assert (ran.status, ran.err) == (0, "")
     assert all(word in ran.out for word in words), ran.out
-
-
-# -- as a process ------------------------------------------------------------------------------------------------------
-
-@pytest.mark.parametrize("arguments", [["run", str(MINIMAL)], ["inspect", str(MINIMAL)], ["doctor"]])
-def test_a_reader_that_goes_away_is_no_error(arguments: list[str]) -> None:
-    reading, writing = os.pipe()
-    os.close(reading)
-    try:
-        done = subprocess.run([*COMMAND, *arguments], cwd=CHECKOUT, stdout=writing, stderr=subprocess.PIPE, check=False,
-                              timeout=60)
-    finally:
-        os.close(writing)
-    assert (done.returncode, done.stderr) == (BROKEN_PIPE, b"")
-
-
-@pytest.mark.parametrize("emulator", ["unicorn", pytest.param("bochs", marks=pytest.mark.bochs)])
-def test_interrupt_ends_a_run_cleanly(emulator: str, tmp_path: Path) -> None:
-    path = described(tmp_path, 'template = "hostile"\nparams = { attack = "loop" }')
-    path.write_text(path.read_text().replace('[[vm]]', "watchdog_ticks = 4_000_000_000\n[[vm]]"))
-    scratch = tmp_path / "tmp"
-    scratch.mkdir()
-    with subprocess.Popen([*COMMAND, "run", str(path), "--on", emulator, "--timeout", "50"], cwd=CHECKOUT,
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "TMPDIR": str(scratch)}
-                          ) as process:
-        assert process.stdout is not None and process.stderr is not None
-        while b"trying: loop" not in process.stdout.readline():
-            assert process.poll() is None
-        begin = time.monotonic()
-        process.send_signal(signal.SIGINT)
-        assert process.wait(30) == INTERRUPTED
-        assert time.monotonic() - begin < 10
-        assert process.stderr.read() == b"hvforge: interrupted\n"
-    assert list(scratch.iterdir()) == []
