@@ -9,10 +9,20 @@ from typing import Any
 
 from generator import __version__
 from generator.core import Core
+from generator.errors import one_line
 from generator.layout import MIB, Kind
 
 MACHINE_MIB = 256    # of an emulated machine, unless the image needs more
 FIRMWARE_MIB = 1     # BIOSes keep their ACPI tables at the end of memory
+
+_KEYS = {"image": str, "digest": str, "entry": int, "regions": list, "sections": list, "data": list, "vms": list,
+         "symbols": dict, "lines": list, "procs": list, "sizes": dict}
+_ROWS = {
+    "regions":  {"name": str, "kind": str, "start": int, "end": int},
+    "sections": {"name": str, "bits": int, "start": int, "size": int},
+    "data":     {"name": str, "kind": str, "start": int, "size": int},
+    "vms":      {"name": str, "memory_base": int, "memory_size": int, "mode": str, "entry": int},
+}
 
 
 def image_map(core: Core) -> dict[str, Any]:
@@ -58,6 +68,29 @@ def memory_mib(content: Mapping[str, Any] | None) -> int:
         return MACHINE_MIB
     end: int = max(region["end"] for region in content["regions"])
     return max(MACHINE_MIB, -(-end // MIB) + FIRMWARE_MIB)
+
+
+def mistake(content: object) -> str | None:
+    """What is wrong with ``content``, read from a map's file, so that no reader has to look again; None if nothing."""
+    if not isinstance(content, dict) or not isinstance(content.get("hvforge"), str):
+        return "this is no map of hvforge's"
+    if content["hvforge"] != __version__:
+        return f"this map is by hvforge {one_line(content['hvforge'])}, this is {__version__}"
+    for key, kind in _KEYS.items():
+        if not isinstance(content.get(key), kind):
+            return f"this map lacks {key}"
+    for key, columns in _ROWS.items():
+        for number, row in enumerate(content[key]):
+            if not isinstance(row, dict) or not all(isinstance(row.get(name), kind) for name, kind in columns.items()):
+                return f"{key}[{number}] of this map is damaged"
+    if not all(isinstance(line, list) and list(map(type, line)) == [int, int, str, int] for line in content["lines"]):
+        return "lines of this map are damaged"
+    if not all(isinstance(value, int) for key in ("symbols", "sizes") for value in content[key].values()):
+        return "symbols or sizes of this map are damaged"
+    places = {row["name"] for row in content["data"]}
+    if not content["regions"] or not all(f"vmcs_{number}" in places for number in range(len(content["vms"]))):
+        return "this map is not whole"
+    return None
 
 
 def sizes(core: Core) -> dict[str, int]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from generator.errors import ImageFileError, OutputError, UsageError
 from generator.inspection.media import read_medium
-from generator.mapfile import image_map, memory_mib, payload_digest
+from generator.mapfile import image_map, memory_mib, mistake, payload_digest
 
 if TYPE_CHECKING:
     from generator.build import Image
@@ -87,8 +87,9 @@ def read_built(path: Path) -> Source:
         content = json.loads(text)
     except json.JSONDecodeError as error:
         raise ImageFileError(f"this map is no JSON: {error.msg}", f"{beside}:{error.lineno}") from None
-    if not isinstance(content, dict) or "digest" not in content:
-        raise ImageFileError("this is no map of hvforge's; build the image again", str(beside))
+    wrong = mistake(content)
+    if wrong is not None:
+        raise ImageFileError(f"{wrong}; build the image again", str(beside))
     pieces = read_medium(data, str(path)).pieces
     if content["digest"] != payload_digest((piece.address, piece.data) for piece in pieces):
         raise ImageFileError(f"this map is of another build than {path.name}; build the image again", str(beside))

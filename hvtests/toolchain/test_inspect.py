@@ -249,7 +249,7 @@ def test_command_inspects_a_description_and_the_files_made_of_it(
 
 
 @pytest.mark.parametrize(("content", "words"), [
-    ("{", ":1: this map is no JSON"), ("[]", "no map of hvforge's"), ('{"digest": ""}', "of another build than x.img")])
+    ("{", ":1: this map is no JSON"), ("[]", "no map of hvforge's"), ('{"digest": ""}', "no map of hvforge's")])
 def test_broken_map_is_one_line(content: str, words: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "x.img").write_bytes(bytes(510) + b"\x55\xaa")
     (tmp_path / "x.map.json").write_text(content)
@@ -274,3 +274,26 @@ def test_map_of_files_on_disk_is_the_map_of_the_build(image: Image, tmp_path: Pa
 
 def test_every_operation_of_a_row_is_put_in_words() -> None:
     assert set(OPERATIONS) == set(vmcs_init.OPERATIONS)
+
+
+def test_map_that_no_reader_could_use_is_one_line(
+    image: Image, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Each key left out, each list's first element made something else; and a map by another version."""
+    write(image, tmp_path)
+    beside = tmp_path / "minimal.map.json"
+    right = json.loads(beside.read_text())
+    wrong = [({**right, "hvforge": "0.0.9"}, "this map is by hvforge 0.0.9, this is "),
+             ({**right, "digest": "0"}, "of another build")]
+    wrong += [({name: value for name, value in right.items() if name != key}, "map") for key in right]
+    wrong += [({**right, key: [None, *right[key][1:]]}, "damaged")
+              for key in ("regions", "sections", "data", "vms", "lines")]
+    wrong += [({**right, key: {"name": "text"}}, "damaged") for key in ("symbols", "sizes")]
+    wrong += [({**right, "data": []}, "not whole"), ({**right, "regions": []}, "not whole")]
+    for content, words in wrong:
+        beside.write_text(json.dumps(content))
+        for command in ("verify", "inspect"):
+            ran = hvforge(capfd, command, tmp_path / "minimal.elf")
+            assert ran.status == ImageFileError.status, (words, ran)
+            assert ran.error.startswith(f"{beside}: ") and words in ran.error
+            assert ran.error.endswith("; build the image again")
