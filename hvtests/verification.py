@@ -16,6 +16,7 @@ from hvtests.machine.stop import Limits, StopKind
 from hvtests.places import Places
 from hvtests.runners.base import RunResult, Verdict
 from hvtests.runners.unicorn import result_of
+from hvtests.runners.words import ended_otherwise
 from hvtests.vmx.checks import RULES, Checker, EntryState, Failure
 from hvtests.vmx.complaints import Complaints
 from hvtests.vmx.model import VmxMachine
@@ -172,33 +173,42 @@ def _of(counts: Counts, vm: str) -> dict[str, int]:
 def _finished(result: RunResult, unmodelled: bool) -> Check:
     if unmodelled:
         return Check(False, f"the harness does not model what the image did: {result.detail}")
-    passed = result.verdict is Verdict.FINISHED
-    return Check(passed, "every VM ended as expected" if passed else f"the run ended otherwise: {result.detail}")
+    if result.verdict is Verdict.FINISHED:
+        return Check(True, "every VM ended as expected")
+    return Check(False, f"the run ended otherwise: {result.detail}", tuple(ended_otherwise(result.lines)))
 
 
 def _entries(auditor: Auditor, complaints: Complaints) -> Check:
-    rules = f"{len(auditor.ran)} of {len(auditor.rules)} rules, run {sum(auditor.ran.values())} times"
-    text = f"VM entries: {rules} at the {auditor.entries} entries with something new to check"
+    if not auditor.entries:
+        return Check(False, "there was no VM entry to check", tuple(complaints.instructions))
+    rules = f"{len(auditor.ran)} of {_many(len(auditor.rules), 'rule')}, run {_many(sum(auditor.ran.values()), 'time')}"
+    text = f"VM entries: {rules} at the {_many(auditor.entries, 'entry', 'entries')} with something new to check"
     failed, other = complaints.failed_entries, complaints.failed_instructions - complaints.failed_entries
     if not complaints.failed_instructions and not failed:
-        return Check(auditor.entries > 0, f"{text}: all held")
+        return Check(True, f"{text}: all held")
     details = [line for entry in complaints.entries for line in entry]
     if not failed:
         # VMfail is an answer that software may want: it is told, and what came of it shows in the other checks.
-        return Check(auditor.entries > 0, f"{text}: all held; {other} VMX instructions failed",
+        return Check(True, f"{text}: all held; {_many(other, 'VMX instruction')} failed",
                      tuple(complaints.instructions))
-    return Check(False, f"{text}: {failed} entries failed", tuple(details))
+    return Check(False, f"{text}: {_many(failed, 'entry', 'entries')} failed", tuple(details))
+
+
+def _many(count: int, one: str, more: str | None = None) -> str:
+    return f"{count} {one if count == 1 else more or one + 's'}"
 
 
 def _counts(rows: Sequence[ExitCount], total: int) -> Check:
     kept = sum(row.harness for row in rows)
     if kept < total:
-        return Check(False, f"{total} VM exits: too many to compare, the harness keeps the last {kept}")
+        return Check(False, f"{_many(total, 'VM exit')}: too many to compare, the harness keeps the last {kept}")
     differ = [row for row in rows if row.harness != row.image]
     if differ:
-        return Check(False, f"{total} VM exits, but the image counted otherwise", tuple(
+        return Check(False, f"{_many(total, 'VM exit')}, but the image counted otherwise", tuple(
             f"{row.vm} {row.reason}: {row.harness} in the harness, {row.image} by the image" for row in differ))
-    return Check(total > 0, f"{total} VM exits, counted alike by the image" if total else "there was no VM exit")
+    if not total:
+        return Check(False, "there was no VM exit")
+    return Check(True, f"{_many(total, 'VM exit')}, counted alike by the image")
 
 
 __all__ = ["NOT_VERIFIED", "Auditor", "Check", "ExitCount", "Verdict", "Verification", "verify"]
