@@ -1,4 +1,4 @@
-"""An emulator as a child process: time limit, serial output as it comes, and nothing left behind."""
+"""An emulator as a child process: time limit, serial output as it comes, no network, and nothing left behind."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from hvtests.runners.base import SerialSink, outcome_on_serial
 POLL = 0.01
 GRACE = 2.0  # seconds an emulator may go on after the image's last line: some ends (HLT) leave it spinning
 _PR_SET_PDEATHSIG = 1
+_CLONE_NEWUSER, _CLONE_NEWNET = 0x1000_0000, 0x4000_0000
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -32,13 +33,16 @@ class Ended:
     seconds: float
 
 
-def _die_with_parent() -> None:
-    """In the child: be killed when the parent is, even by SIGKILL (Linux; elsewhere there is no prctl).
+def _prepare_child() -> None:
+    """In the child: be killed when the parent is, even by SIGKILL, and be on no network (Linux; elsewhere neither).
 
-    One system call, no allocation, no lock: safe between fork and exec.
+    Bochs opens its screen to the network as a VNC server, and has no other way to do without one. Where a network
+    namespace of its own is not permitted, it stays as it is. System calls only: safe between fork and exec.
     """
     with contextlib.suppress(AttributeError):
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if _libc.unshare(_CLONE_NEWNET):
+            _libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET)
 
 
 class _Tail:
@@ -85,7 +89,7 @@ def supervise(
             stdout=stdout,
             stderr=stderr,
             start_new_session=True,
-            preexec_fn=_die_with_parent,
+            preexec_fn=_prepare_child,
         )
     try:
         status, timed_out = _wait(child, tail, begin + timeout)
