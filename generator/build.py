@@ -13,7 +13,7 @@ from pathlib import Path
 
 from generator import layout, resources
 from generator.core import Core, loader_bytes, make_core
-from generator.errors import OutputError
+from generator.errors import LayoutError, OutputError
 from generator.files import write_atomically
 from generator.listing import listing
 from generator.mapfile import map_json
@@ -54,7 +54,10 @@ def build(path: Path, formats: Iterable[str] = tuple(FORMATS), template_dirs: It
     core = make_core(spec, directories, ASSEMBLE_SECONDS)
     image = Image(core)
     for name in formats:
-        image.files[name] = medium(core, name)
+        try:
+            image.files[name] = medium(core, name)
+        except LayoutError as error:
+            raise type(error)(error.message, error.where or str(path)) from None
     return image
 
 

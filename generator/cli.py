@@ -63,9 +63,19 @@ class Emulator(StrEnum):
     QEMU = "qemu"
 
 
-_Description = Annotated[Path, typer.Argument(metavar="IMAGE.toml", help="The description of the image.")]
+
+def _directory_name(text: str | Path) -> Path:
+    if not str(text):
+        raise typer.BadParameter('"" names no directory; the current one is "."')
+    return Path(text)
+
+
+# What cannot be read has a status and words of its own, which typer would forestall.
+_Description = Annotated[Path, typer.Argument(
+    metavar="IMAGE.toml", readable=False, help="The description of the image.")]
 _Image = Annotated[Path, typer.Argument(
-    metavar="IMAGE.toml|FILE", help="The description of an image, which is built first, or a file that boots.")]
+    metavar="IMAGE.toml|FILE", readable=False,
+    help="The description of an image, which is built first, or a file that boots.")]
 _Format = Annotated[Format | None, typer.Option("--format", help="What to build of an IMAGE.toml.  [default: disk]")]
 _Templates = Annotated[list[Path] | None, typer.Option(
     "--templates", metavar="DIR", help="Look here for templates before those of hvforge; may be given again.")]
@@ -99,7 +109,8 @@ def options(
 @app.command()
 def build(
     image: _Description,
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Where the files go.")] = Path("build"),
+    output: Annotated[Path, typer.Option(
+        "-o", "--output", metavar="DIR", help="Where the files go.", parser=_directory_name)] = Path("build"),
     format_: Annotated[BuildFormat, typer.Option("--format", help="Which of the bootable files.")] = BuildFormat.ALL,
     templates: _Templates = None,
 ) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from hvtests.vmx.checks import Rule
 
 _PIPE_WIDTH = 10_000   # columns where the output is no terminal: nothing is folded
+_SHORT = 10            # columns that a cell of a narrow table has at least
+_BETWEEN = 3           # columns between two cells
 _FILES = {
     ".img": "BIOS disk", ".iso": "El Torito ISO", ".elf": "multiboot1 kernel", ".json": "map", ".lst": "listing",
 }
@@ -44,6 +47,14 @@ class _Out(Console):
 
     def table(self, table: Table) -> None:
         """Print a table without the blanks that fill up its lines."""
+        names = 1 if table.columns[0].header else 2   # a mark stands before the name
+        needed = _BETWEEN * (len(table.columns) - 1)
+        for number, column in enumerate(table.columns):
+            longest = max(cell_len(str(cell)) for cell in (column.header, *column.cells))
+            column.no_wrap = number < names or column.justify == "right" or longest <= _SHORT
+            needed += longest if column.no_wrap else _SHORT
+        if needed > self.width:
+            self.width = _PIPE_WIDTH   # the terminal breaks the lines itself: nothing is cut off
         with self.capture() as captured:
             self.print(table)
         for line in captured.get().splitlines():

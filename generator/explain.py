@@ -5,6 +5,7 @@ Nothing is printed here: an Explanation is data that the command line lays out.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -175,6 +176,8 @@ def _error(what: str, _: Checks) -> Explanation:
 
 
 def _msr(what: str, _: Checks) -> Explanation:
+    place = _MSR_PLACE.fullmatch(what)
+    what = place["name"] if place else what
     address = number(what)
     if address is None:
         msr = _by_name(msrs.BY_NAME, what) or _by_name(msrs.BY_NAME, f"IA32_{what}")
@@ -195,6 +198,11 @@ def _msr(what: str, _: Checks) -> Explanation:
 
 
 def _control(what: str, _: Checks) -> Explanation:
+    place = _CONTROL_PLACE.fullmatch(what.upper())
+    if place and place["word"] in controls.BY_NAME:
+        for control in controls.BY_NAME[place["word"]].bits:
+            if control.name == place["name"] or (place["bit"] and control.bit == int(place["bit"])):
+                return Explanation(f"{control.name}: {control.title}", control.section, tuple(_one_control(control)))
     words = what.upper().replace("-", " ").replace("_", " ").split()
     exact = controls.find("_".join(words))
     found = exact or _matching(words, whole=True) or _matching(words, whole=False)
@@ -242,10 +250,27 @@ def _one_control(control: controls.ControlBit) -> list[tuple[str, str]]:
     return rows
 
 
+# CPUID.1:ECX[5], CPUID.7,0:EBX[0], and the manual's own CPUID.01H:ECX.VMX[bit 5] and CPUID.(EAX=07H,ECX=0):EBX[bit 0].
+_CPUID_PLACE = re.compile(
+    r"(?:CPUID[.:])?\(?(?:EAX=)?(?P<leaf>[0-9A-F]+H?|0X[0-9A-F]+)(?:[,:] ?(?:ECX=)?(?P<subleaf>[0-9A-F]+H?))?\)?"
+    r"[:.](?P<register>E[ABCD]X)(?:\.\w+)?\[(?:BIT )?(?P<bit>\d+)\](?: \(.*\))?")
+_MSR_PLACE = re.compile(r"(?P<name>\w+) ?(?:\((?P<address>0x[0-9a-f]+)\)|\[\d+\])(?: .*)?", re.IGNORECASE)
+_CONTROL_PLACE = re.compile(r"(?P<word>\w+)(?:\[(?P<bit>\d+)\](?: .*)?|\.(?P<name>\w+))")
+
+
+def _cpuid_at(what: str) -> cpuid.CpuidBit | None:
+    place = _CPUID_PLACE.fullmatch(what.upper())
+    if place is None:
+        return None
+    leaf, subleaf = (int(text.removesuffix("H"), 16) for text in (place["leaf"], place["subleaf"] or "0"))
+    return next((bit for bit in cpuid.CPUID_BITS if (bit.leaf, bit.subleaf, bit.register, bit.bit) == (
+        leaf, subleaf, place["register"].lower(), int(place["bit"]))), None)
+
+
 def _cpuid(what: str, _: Checks) -> Explanation:
-    bit = _by_name(cpuid.BY_NAME, what)
+    bit = _by_name(cpuid.BY_NAME, what) or _cpuid_at(what)
     if bit is None:
-        raise _unknown("CPUID bit", what, cpuid.BY_NAME, "write a name such as VMX")
+        raise _unknown("CPUID bit", what, cpuid.BY_NAME, "write a name such as VMX or a place such as CPUID.1:ECX[5]")
     rows = (("where", bit.where), ("mask", f"{bit.mask:#x}"))
     return Explanation(f"{bit.name}: {bit.title}", "SDM 2A 3.3, CPUID", rows)
 

@@ -44,7 +44,7 @@ def bootable(path: Path, format_: str | None, template_dirs: Sequence[Path] = ()
     """
     if path.suffix != DESCRIPTION:
         if format_ is not None:
-            raise UsageError(f"--format goes with an image.toml; {path} has the format it has", "--format")
+            raise UsageError(f"goes with an image.toml; {path} has the format it has", "--format")
         yield read_built(path)
         return
     from generator.build import FORMATS, build

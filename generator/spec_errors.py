@@ -48,7 +48,7 @@ class Document:
     def read(cls, path: Path) -> Document:
         """The document at `path`. SpecError if it cannot be read or is not TOML."""
         try:
-            text = path.read_bytes().decode("utf-8")
+            text = path.read_bytes().decode("utf-8-sig")   # editors on Windows put a byte-order mark first
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
             raise SpecError(f"cannot be read: {reason} (give the path of an image.toml)", str(path)) from None

@@ -49,7 +49,9 @@ def check_segments(segments: Sequence[Segment]) -> None:
             )
     total = sum(len(segment.data) for segment in segments)
     if total > PAYLOAD_LIMIT:
-        raise LayoutError(f"the payload has {total} bytes; a BIOS medium carries at most {PAYLOAD_LIMIT}")
+        raise LayoutError(
+            f"the payload has {total} bytes; a BIOS medium carries at most {PAYLOAD_LIMIT}: use smaller files"
+        )
 
 
 def place(segments: Sequence[Segment], first_lba: int, sector: int) -> list[Placed]:

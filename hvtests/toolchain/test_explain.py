@@ -179,6 +179,36 @@ def test_cpuid() -> None:
     assert refused("cpuid", "VMXX").startswith('there is no CPUID bit "VMXX"; did you mean VMX')
 
 
+@pytest.mark.parametrize(("what", "name"), [
+    ("CPUID.1:ECX[5]", "VMX"), ("cpuid.01h:ecx.vmx[bit 5]", "VMX"), ("CPUID.1:ECX[5] (VMX)", "VMX"),
+    ("1:ecx[5]", "VMX"), ("CPUID.80000001H:EDX[29] (long mode)", "LM"), ("CPUID.0x80000001:EDX[20]", "NX"),
+    ("CPUID.7,0:EBX[0]", "FSGSBASE"), ("CPUID.(EAX=07H,ECX=0):EBX[bit 0]", "FSGSBASE"), ("CPUID.DH,1:EAX[3]", "XSAVES"),
+])
+def test_cpuid_by_its_place(what: str, name: str) -> None:
+    assert explain("cpuid", what).title.startswith(f"{name}: ")
+
+
+@pytest.mark.parametrize("what", ["CPUID.1:ECX[99]", "CPUID.1:ESX[5]", "CPUID.1:ECX", "CPUID.:ECX[5]"])
+def test_no_such_place_in_cpuid(what: str) -> None:
+    with pytest.raises(UsageError, match=r'no CPUID bit .*; .*'):
+        explain("cpuid", what)
+
+
+@pytest.mark.parametrize(("topic", "what", "name"), [
+    ("msr", "IA32_VMX_BASIC (0x480) bit 55 (the TRUE capability MSRs)", "IA32_VMX_BASIC"),
+    ("msr", "IA32_VMX_MISC[29]", "IA32_VMX_MISC"),
+    ("control", "PROCBASED[7]", "HLT_EXITING"),
+    ("control", "PROCBASED2[7] UNRESTRICTED_GUEST", "UNRESTRICTED_GUEST"),
+    ("control", "exit.load_ia32_efer", "LOAD_IA32_EFER"),
+])
+def test_spellings_that_messages_use(topic: str, what: str, name: str) -> None:
+    """What the image, the checks and explain itself print can be asked for as it stands."""
+    found = explain(topic, what)
+    assert found.title.startswith(f"{name}: ")
+    if topic == "control":
+        assert ("word", what.upper().split("[")[0].split(".")[0]) == (found.rows[0][0], found.rows[0][1].split(",")[0])
+
+
 @pytest.mark.parametrize("what", ["13", "#GP", "gp", "0xd"])
 def test_exception(what: str) -> None:
     found = explain("exception", what)
