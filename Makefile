@@ -8,7 +8,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 # For the tests and for `make smoke`: emulators, their firmware, GNU as, GRUB.
-DEBIAN := bochs bochs-term bochsbios vgabios qemu-system-x86 seabios ovmf binutils grub-pc-bin grub-common xorriso mtools
+DEBIAN := bochs bochs-term bochsbios vgabios qemu-system-x86 seabios binutils grub-pc-bin grub-common xorriso mtools
 
 .DEFAULT_GOAL := help
 .PHONY: help run test smoke image bench clean distclean debian

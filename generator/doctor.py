@@ -71,7 +71,7 @@ class _File:
 
 
 _TOOLS = (
-    _Tool("bochs",              "bochs",           BOCHS_TO, prints_version=False),
+    _Tool("bochs",              "bochs, bochs-term", BOCHS_TO, prints_version=False),
     _Tool("qemu-system-x86_64", "qemu-system-x86", QEMU_TO),
     _Tool("as",                 "binutils",        "tests that compare Keystone's bytes with GNU as"),
     _Tool("grub-mkrescue",      "grub-common, grub-pc-bin, xorriso, mtools", "booting the multiboot image by GRUB",
@@ -81,8 +81,6 @@ _TOOLS = (
 _FILES = (
     _File("Bochs BIOS",     ("/usr/share/bochs/BIOS-bochs-latest",), "bochsbios", BOCHS_TO),
     _File("Bochs VGA BIOS", ("/usr/share/vgabios/vgabios.bin",),     "vgabios",   BOCHS_TO),
-    _File("OVMF",           ("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_CODE.fd",
-                             "/usr/share/ovmf/OVMF.fd"),             "ovmf",      "booting by UEFI in QEMU"),
 )
 
 
@@ -184,5 +182,5 @@ def _kvm(offer: KvmOffer) -> list[Finding]:
         Finding("KVM with VMX", offer.vmx, "offered" if offer.vmx else "not offered",
                 "the VMX hypervisor on real VMX, in QEMU under nested KVM"),
         Finding("KVM with SVM", offer.svm, "offered" if offer.svm else "not offered",
-                "nested SVM in QEMU (QEMU's own TCG has it too)"),
+                "nothing yet: hvforge has no SVM hypervisor"),
     ]

@@ -27,7 +27,7 @@ from hvtests.runners.process import Ended, supervise
 
 BIOS = Path("/usr/share/bochs/BIOS-bochs-latest")
 VGA_BIOS = Path("/usr/share/vgabios/vgabios.bin")
-INSTALL = "apt-get install bochs bochsbios vgabios"
+INSTALL = "apt-get install bochs bochs-term bochsbios vgabios"   # bochs-term, or Debian adds one that needs X11
 MOST_HOST_MIB = 2048  # Bochs refuses to keep more of the guest's memory in its own
 
 CONFIGURATION = """\
