@@ -47,8 +47,12 @@ def test_length_and_operands_as_capstone_sees_them(bits: int, prefixes: list[int
     code = bytes(prefixes) + (bytes([rex]) if bits == 64 and rex > 0x3F else b"") + opcode + tail
     theirs = next(disassembler(bits).disasm(code, 0, 1), None)
     ours = decode(code[:15], bits)
-    if theirs is None or ours is None or theirs.size > 15:
+    if theirs is None or theirs.size > 15:
         return
+    if opcode in (b"\x0f\x78", b"\x0f\x79") and {0x66, 0xF2, 0xF3} & {*prefixes}:
+        assert ours is None     # AMD's EXTRQ and INSERTQ, where Capstone still sees VMREAD and VMWRITE
+        return
+    assert ours is not None, theirs
     assert ours.length == theirs.size, theirs
     memory = next((operand.mem for operand in theirs.operands if operand.type == cs.X86_OP_MEM), None)
     if ours.memory is None or memory is None or opcode in (b"\x6c", b"\x6f"):
@@ -67,9 +71,10 @@ def test_length_and_operands_as_capstone_sees_them(bits: int, prefixes: list[int
     assert 1 << ours.memory.scale == memory.scale or ours.memory.index is None, theirs
 
 
-@pytest.mark.parametrize("code", [b"", b"\x0f", b"\x0f\x01", b"\x0f\x78\x84", b"\x90\x90", b"\x66" * 15])
+@pytest.mark.parametrize("code", [b"", b"\x0f", b"\x0f\x01", b"\x0f\x78\x84", b"\x0f\x0b", b"\xc3", b"\x66" * 15])
 def test_short_and_unknown_code(code: bytes) -> None:
-    assert decode(code, 64) is None or code == b"\x90\x90"
+    assert decode(code, 64) is None
+    assert decode(b"\x90\x90", 64) is not None   # so that None is no answer to everything
 
 
 # -- the engine ----------------------------------------------------------------------------------------------------
