@@ -299,6 +299,6 @@ def test_every_device_of_the_pc_is_at_its_port() -> None:
         ports.write(0x8900, 1, byte)
     ports.write(0x604, 2, 0x2000)
     ports.write(0x64, 1, 0xFE)
-    assert (serial, debug, codes, a20, devices.post.code) == (b"A", b"B", [0x10], [True, False], 9)
+    assert (bytes(serial), bytes(debug), codes, a20, devices.post.code) == (b"A", b"B", [0x10], [True, False], 9)
     assert ends == ["Shutdown written to port 0x8900", "ACPI S5 by port 0x604", "CPU reset by the keyboard controller"]
     assert ports.read(0xA1, 1) == 0xFF == devices.pic.masks >> 8

@@ -130,7 +130,7 @@ class Lab:
         self.load(HOST_CODE, HOST.replace("failed", hex(FAILED_AT)))
         self.load(FAILED_AT, "hlt")
         self.load(HANDLER_AT, HANDLER)
-        revision = machine.model.vmcs_revision
+        revision = machine.vmx.model.vmcs_revision
         for region in (VMXON_REGION, VMCS_REGION):
             machine.memory.set_u32(region, revision)
         self._ept(ept_rights)
@@ -188,7 +188,7 @@ class Lab:
 
     def _fields(self, pin: tuple[str, ...], proc: tuple[str, ...], proc2: tuple[str, ...], exit_: tuple[str, ...],
                 entry: tuple[str, ...], without: tuple[str, ...], ept_flags: bool) -> dict[str, int]:
-        model, mode = self.machine.model, self.mode
+        model, mode = self.machine.vmx.model, self.mode
 
         def names(usual: tuple[str, ...], more: tuple[str, ...]) -> tuple[str, ...]:
             return tuple(name for name in (*usual, *more) if name not in without)

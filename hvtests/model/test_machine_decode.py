@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from generator.errors import EngineError
-from hvtests.machine import fabric_probe
 from hvtests.machine import layout as L
 from hvtests.machine.decode import decode
 from hvtests.machine.fabric import Fabric
@@ -99,6 +98,6 @@ def test_an_engine_with_another_layout_is_refused(monkeypatch: pytest.MonkeyPatc
 
 
 def test_another_host_architecture_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fabric_probe.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr("hvtests.machine.fabric_probe.platform.machine", lambda: "aarch64")
     with pytest.raises(EngineError, match="x86-64 hosts only"):
         Fabric(1 << 20)

@@ -35,7 +35,7 @@ class Root:
         long_mode(machine, HOST_CODE)
         machine.memory.write(HOST_CODE, assemble(f"mov r15, {RESULTS};" + code + "; hlt", HOST_CODE))
         for region in (REGION, FIRST, SECOND):
-            machine.memory.set_u32(region, machine.model.vmcs_revision)
+            machine.memory.set_u32(region, machine.vmx.model.vmcs_revision)
         for vector in range(32):
             at = HANDLERS + 16 * vector
             machine.memory.write(GATES + 16 * vector, gate64(at))
@@ -82,7 +82,7 @@ def test_vmxon_with_a_bad_address_is_vmfail_invalid(address: int) -> None:
 
 def test_vmxon_with_another_revision_is_vmfail_invalid() -> None:
     root = Root(VMXON)
-    root.machine.memory.set_u32(REGION, root.machine.model.vmcs_revision ^ 1)
+    root.machine.memory.set_u32(REGION, root.machine.vmx.model.vmcs_revision ^ 1)
     assert root.run().flags() == [CF]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from hvtests.machine import layout as L
@@ -34,12 +36,12 @@ HOST = f"""
 """
 
 
-def lab(code: str, *, link: int = SHADOW, exiting: tuple[int, ...] = (), **keywords: object) -> Lab:
+def lab(code: str, *, link: int = SHADOW, exiting: tuple[int, ...] = (), **keywords: Any) -> Lab:
     """A guest with a shadow VMCS whose fields `exiting` (encodings) make VMREAD and VMWRITE exit."""
     made = Lab(code, proc2=("VMCS_SHADOWING",), fields={
         "VMCS_LINK_POINTER": link, "VMREAD_BITMAP": READ_BITMAP, "VMWRITE_BITMAP": WRITE_BITMAP}, **keywords)
     memory = made.machine.memory
-    memory.set_u32(SHADOW, made.machine.model.vmcs_revision | INDICATOR)
+    memory.set_u32(SHADOW, made.machine.vmx.model.vmcs_revision | INDICATOR)
     made.load(HOST_CODE, HOST)
     for encoding in exiting:
         for bitmap in (READ_BITMAP, WRITE_BITMAP):
@@ -134,7 +136,7 @@ def test_vmptrld_of_a_shadow_vmcs(word: int, offered: bool, error: int) -> None:
     """The indicator is part of the revision identifier where shadowing is not offered."""
     cpu = None if offered else CpuModel.default().without("VMCS_SHADOWING")
     one = Lab("hlt", cpu=cpu)
-    one.machine.memory.set_u32(SHADOW, (one.machine.model.vmcs_revision ^ word) | INDICATOR)
+    one.machine.memory.set_u32(SHADOW, (one.machine.vmx.model.vmcs_revision ^ word) | INDICATOR)
     one.load(0x20200, f"mov rax, {SHADOW}; push rax; vmptrld [rsp]; hlt")
     one.run()
     current = one.machine.vmx.current
@@ -146,6 +148,6 @@ def test_vmptrld_of_a_shadow_vmcs(word: int, offered: bool, error: int) -> None:
 def test_the_link_pointer_s_indicator_must_agree_with_the_control(indicator: int, shadowing: bool) -> None:
     one = Lab("hlt", proc2=("VMCS_SHADOWING",) if shadowing else (), fields={
         "VMCS_LINK_POINTER": SHADOW, "VMREAD_BITMAP": READ_BITMAP, "VMWRITE_BITMAP": WRITE_BITMAP})
-    one.machine.memory.set_u32(SHADOW, one.machine.model.vmcs_revision | indicator)
+    one.machine.memory.set_u32(SHADOW, one.machine.vmx.model.vmcs_revision | indicator)
     record = one.first_exit()
     assert (record.reason, record.qualification, record.rip) == (1 << 31 | 33, 4, GUEST_CODE)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from hvtests.machine import layout as L
@@ -55,7 +57,7 @@ def test_host_state_is_loaded() -> None:
         "HOST_FS_SELECTOR": 0x10, "HOST_FS_BASE": 0x123456789A, "HOST_GS_BASE": 0xFFFF800000001000,
         "HOST_DS_SELECTOR": 0, "HOST_IDTR_BASE": 0x88000, "HOST_IA32_SYSENTER_EIP": 0x99000,
         "HOST_IA32_SYSENTER_CS": 8})
-    seen = {}
+    seen: dict[str, Any] = {}
 
     def handler(lab: Lab, record: ExitRecord) -> bool:  # noqa: ARG001
         cpu = lab.machine.cpu

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import doctest
+from typing import Any
 
 import jinja2
 import pytest
@@ -24,7 +25,7 @@ _C = {U8: ctypes.c_uint8, U16: ctypes.c_uint16, U32: ctypes.c_uint32, U64: ctype
 
 @given(st.lists(st.sampled_from([U8, U16, U32, U64, Bytes(3), Array(U32, 2)]), min_size=1, max_size=12))
 def test_layout_is_that_of_c(types: list[structs.FieldType]) -> None:
-    def c_type(kind: structs.FieldType) -> type:
+    def c_type(kind: structs.FieldType) -> Any:
         if isinstance(kind, Bytes):
             return ctypes.c_uint8 * kind.size
         if isinstance(kind, Array):
