@@ -113,7 +113,7 @@ class Renderer:
             raise TemplateError(error.message or "undefined name", self._place(error) or name) from None
         except UnicodeDecodeError as error:
             raise TemplateError(f"a template is not UTF-8: {error.reason}", self._place(error) or name) from None
-        except Exception as error:
+        except Exception as error:  # templates run as code: a division by zero in one is raised as itself
             where = self._place(error)
             if where is None:
                 raise

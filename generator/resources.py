@@ -20,8 +20,3 @@ def templates() -> Path:
 def images() -> Path:
     """The directory of the image files that users start from."""
     return _find("images")
-
-
-def guest_templates() -> tuple[str, ...]:
-    """Names that ``template = "…"`` in image.toml may have."""
-    return tuple(sorted(path.name.removesuffix(".asm.j2") for path in (templates() / "guests").glob("*.asm.j2")))

@@ -92,3 +92,13 @@ def test_installed_pytest_plugin_is_found(site: Path, tmp_path: Path) -> None:
     done = call(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", directory=tmp_path, site=site)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1 passed" in done.stdout
+
+
+def test_wheel_tells_its_licence(wheel: Path) -> None:
+    """PEP 639: an SPDX expression, and the text of the licence in the package."""
+    archive = zipfile.ZipFile(wheel)
+    metadata, = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+    lines = archive.read(metadata).decode().partition("\n\n")[0].splitlines()
+    assert "License-Expression: GPL-2.0-or-later" in lines
+    assert "License-File: LICENSE" in lines
+    assert archive.read(metadata.replace("METADATA", "licenses/LICENSE")) == (CHECKOUT / "LICENSE").read_bytes()
