@@ -22,6 +22,7 @@ _BOOT_RECORD = 17 * CD_SECTOR
 _VOLUME = 16 * CD_SECTOR
 _HEADER_WITHIN = 8192
 _HEADER_ADDRESSES = 1 << 16
+_HEADER_MANDATORY, _HEADER_KNOWN = 0xFFFF, 0x0007
 _TABLE_AT = layout.LOADER_TABLE - layout.LOADER
 _ROWS_MAX = 256
 
@@ -70,14 +71,17 @@ def read_medium(data: bytes, where: str) -> Medium:
     """Take the file's bytes apart. ``where`` names it in messages. Raises ImageFileError if it cannot boot."""
     if data[:4] == b"\x7fELF":
         return _kernel(data, where)
-    if data[0x8001:0x8006] == b"CD001" and data[_BOOT_RECORD + 7:_BOOT_RECORD + 30] == b"EL TORITO SPECIFICATION":
-        return _iso(data, where)
+    if data[0x8001:0x8006] == b"CD001":
+        if data[_BOOT_RECORD + 7:_BOOT_RECORD + 30] == b"EL TORITO SPECIFICATION":
+            return _iso(data, where)
+        if data[510:512] != _SIGNATURE:
+            raise ImageFileError("an ISO 9660 file system without an El Torito boot record: nothing to boot", where)
     if data[510:512] == _SIGNATURE:
         return _disk(data, where)
     if _header(data) is not None:
         return _kernel(data, where)
-    raise ImageFileError("not a bootable image: neither a disk (55 aa at offset 510), nor an El Torito ISO, nor a "
-                         "multiboot1 kernel (a description of an image is a .toml file)", where)
+    raise ImageFileError(
+        "not a bootable image: expected a disk (55 AA at offset 510), an El Torito ISO, or a multiboot1 kernel", where)
 
 
 def _disk(data: bytes, where: str) -> Medium:
@@ -93,12 +97,18 @@ def _disk(data: bytes, where: str) -> Medium:
 
 def _iso(data: bytes, where: str) -> Medium:
     (catalog,) = struct.unpack_from("<I", data, _BOOT_RECORD + 0x47)
-    entry = data[catalog * CD_SECTOR + 32:catalog * CD_SECTOR + 64]
-    if len(entry) < 32:
-        raise ImageFileError(f"the El Torito boot catalog at sector {catalog} is beyond the end of the file", where)
-    indicator, media, segment, _, _, sectors, lba = struct.unpack_from("<BBHBBHI", entry)
-    if indicator != 0x88 or media & 0xF:
-        raise ImageFileError("the El Torito default entry is not bootable, or emulates a floppy or disk", where)
+    entries = data[catalog * CD_SECTOR:catalog * CD_SECTOR + 64]
+    if len(entries) < 64 or sum(struct.unpack_from("<16H", entries)) & 0xFFFF or entries[30:32] != _SIGNATURE:
+        raise ImageFileError(f"El Torito boot catalog at sector {catalog}: damaged validation entry", where)
+    if entries[1] != 0:
+        raise ImageFileError(f"El Torito boot catalog: platform {entries[1]:#04x}, expected 0 (x86 BIOS)", where)
+    indicator, media, segment, _, _, sectors, lba = struct.unpack_from("<BBHBBHI", entries, 32)
+    if indicator != 0x88:
+        raise ImageFileError("El Torito default entry: not marked bootable (88)", where)
+    if media & 0xF:
+        raise ImageFileError(f"El Torito default entry: media type {media & 0xF}, expected 0 (no emulation)", where)
+    if lba * CD_SECTOR + sectors * SECTOR > len(data):
+        raise ImageFileError(f"El Torito boot image at sector {lba}: runs past the end of the file", where)
     at = (segment or 0x7C0) << 4
     volume = data[_VOLUME + 40:_VOLUME + 72].decode("ascii", "replace").rstrip()
     facts = (
@@ -138,8 +148,11 @@ def _hvforge_loader(boot: bytes, data: bytes, where: str) -> tuple[list[tuple[st
 def _kernel(data: bytes, where: str) -> Medium:
     header = _header(data)
     if header is None:
-        raise ImageFileError("an ELF without a multiboot1 header (1badb002 in its first 8 KiB)", where)
+        raise ImageFileError("an ELF file without a multiboot1 header (1BADB002 in its first 8 KiB)", where)
     offset, flags = header
+    unknown = flags & _HEADER_MANDATORY & ~_HEADER_KNOWN
+    if unknown:
+        raise ImageFileError(f"the multiboot header demands unknown features: flags {unknown:#06x}", where)
     facts = [("multiboot1 header", f"offset {offset:#x}, flags {flags:#x}")]
     if flags & _HEADER_ADDRESSES:
         header_at, load, load_end, bss_end, entry = struct.unpack_from("<5I", data, offset + 12)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from generator.errors import ImageFileError
+from generator.inspection.media import read_medium
 from hvtests.boot import images
 from hvtests.machine.imagefile import (
     ElToritoEntry,
@@ -105,3 +106,34 @@ def test_damaged_boot_catalogs_are_named(offset: int, value: int, message: str) 
         broken[catalog * 2048 + 0x2A] = value
     with pytest.raises(ImageFileError, match=message):
         find_el_torito_entry(bytes(broken), "i")
+
+
+def with_catalog(offset: int, *values: int) -> bytes:
+    """The ISO with bytes of its boot catalog changed; 0x1D keeps the validation entry's sum."""
+    (catalog,) = struct.unpack_from("<I", ISO, 17 * 2048 + 0x47)
+    broken = bytearray(ISO)
+    broken[catalog * 2048 + offset:catalog * 2048 + offset + len(values)] = values
+    if offset == 1:
+        broken[catalog * 2048 + 0x1D] = broken[catalog * 2048 + 0x1D] - values[0] & 0xFF
+    return bytes(broken)
+
+
+def demanding(flags: int) -> bytes:
+    """An ELF file's beginning with a multiboot1 header of `flags`."""
+    return b"\x7fELF".ljust(64, b"\0") + struct.pack("<III", 0x1BADB002, flags, -(0x1BADB002 + flags) & 0xFFFFFFFF)
+
+
+@pytest.mark.parametrize("data", [
+    b"", DISK[:511], b"\x7fELF" + bytes(9000), ISO[: 17 * 2048], demanding(0x0108), with_catalog(1, 0xEF),
+    with_catalog(0x1C, 1), with_catalog(0x1E, 0), with_catalog(0x20, 0), with_catalog(0x21, 2),
+    with_catalog(0x28, 0xFF, 0xFF, 0xFF),
+], ids=["nothing", "half a sector", "plain ELF", "plain ISO", "unknown features", "other platform", "damaged sum",
+        "damaged key", "not bootable", "emulation", "cut off"])
+def test_a_mistake_reads_the_same_wherever_it_is_found(data: bytes) -> None:
+    """verify finds it with a map beside the file or without one; inspect finds it by itself."""
+    with pytest.raises(ImageFileError) as ours:
+        if recognise_bytes(data, "some.file") is ImageFormat.ISO:
+            find_el_torito_entry(data, "some.file")
+    with pytest.raises(ImageFileError) as theirs:
+        read_medium(data, "some.file")
+    assert str(theirs.value) == str(ours.value)
