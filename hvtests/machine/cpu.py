@@ -19,6 +19,7 @@ AR_UNUSABLE = 1 << 16
 AR_DPL = 3 << 5
 _PRESENT_FLAG = 1 << 15
 LONGEST_INSTRUCTION = 15
+RFLAGS_RF = 1 << 16
 _CS_BASE = L.q_base(L.CS)
 
 
@@ -251,9 +252,10 @@ class Cpu:
         return q[_CS_BASE] + q[L.Q_RIP] & 0xFFFF_FFFF
 
     def advance(self, length: int) -> None:
-        """Move RIP past an instruction of `length` bytes; blocking by STI or MOV SS ends with it."""
+        """Move RIP past an instruction of `length` bytes; RFLAGS.RF and blocking by STI or MOV SS end with it."""
         q, i = self._q, self._i
         hflags = i[L.I_HFLAGS]
+        q[L.Q_RFLAGS] &= ~RFLAGS_RF
         q[L.Q_RIP] = q[L.Q_RIP] + length & (MASK64 if hflags & L.HF_CS64 else 0xFFFF_FFFF)
         if hflags & L.HF_INHIBIT_IRQ:
             i[L.I_HFLAGS] = hflags & ~L.HF_INHIBIT_IRQ

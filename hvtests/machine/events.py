@@ -91,6 +91,8 @@ def deliver(cpu: Cpu, event: Event) -> None:
     pushed = flags
     if event.kind is EventKind.EXCEPTION and event.vector not in _NOT_FAULTS and not event.injected:
         pushed |= 1 << 16
+    elif software and not event.injected:
+        pushed &= ~(1 << 16)
     rip = cpu.rip
     if software:
         rip = rip + event.length & ((1 << 64) - 1 if cpu.code_bits == 64 else 0xFFFF_FFFF)

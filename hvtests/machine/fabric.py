@@ -244,10 +244,8 @@ class Fabric:
     @property
     def rflags(self) -> int:
         """RFLAGS, 64 bits."""
+        self.whole_flags()
         q, i = self.q, self.i
-        if i[L.I_CC_OP] != L.CC_OP_EFLAGS:
-            q[L.Q_CC_SRC] = self._cc_compute(self._env_argument, i[L.I_CC_OP])
-            i[L.I_CC_OP] = L.CC_OP_EFLAGS
         status = q[L.Q_CC_SRC] & L.STATUS_FLAGS
         return q[L.Q_RFLAGS] & ~L.SPLIT_FLAGS | status | (0x400 if i[L.I_DF] >> 31 else 0) | 2
 
@@ -258,6 +256,11 @@ class Fabric:
         q[L.Q_CC_SRC] = value & L.STATUS_FLAGS
         i[L.I_CC_OP] = L.CC_OP_EFLAGS
         i[L.I_DF] = 0xFFFF_FFFF if value & 0x400 else 1
+
+    def whole_flags(self) -> None:
+        """Compute the status flags, which the engine keeps as an operation and its operands."""
+        if self.i[L.I_CC_OP] != L.CC_OP_EFLAGS:
+            self.set_status_flags(self._cc_compute(self._env_argument, self.i[L.I_CC_OP]))
 
     def set_status_flags(self, flags: int) -> None:
         """Replace CF, PF, AF, ZF, SF, OF while code runs."""

@@ -176,7 +176,7 @@ class Machine:
             found = self.cpu.read_linear(start, min(15, 0x1000 - (start & 0xFFF)), fetch=True)
         except AccessFault:
             return False    # the block's start cannot be fetched any more: the fault is its own
-        if len(found) < 15 and not _complete(found, self.cpu.code_bits):
+        if len(found) < 15 and not complete(found, self.cpu.code_bits):
             return False
         self.fabric.single_instruction()
         return True
@@ -197,6 +197,14 @@ class Machine:
         """Call `action` before the second instruction from here."""
         self.fabric.single_instruction()
         self.set_alarm("instruction", self.fabric.ticks + 1, action)
+
+    def run_without_smap(self) -> None:
+        """Let the instruction at RIP run without SMAP, alone."""
+        if "instruction" in self._alarms:
+            raise unmodelled(f"far return at CPL 3 under CR4.SMAP while it is watched, at {self.cpu.code_linear:#x}")
+        self.fabric.i[L.I_HFLAGS] &= ~L.HF_SMAP
+        self.fabric.single_instruction()
+        self.set_alarm("smap", self.fabric.ticks + 1, self.fabric.refresh)
 
     def _set_deadline(self) -> None:
         self.fabric.alarm = min((ticks for ticks, _ in self._alarms.values()), default=NEVER)
@@ -268,8 +276,8 @@ def _tick_limit() -> None:
     raise StopRun(Stop(StopKind.TIMEOUT, "the limit of virtual time was reached"))
 
 
-def _complete(code: bytes, bits: int) -> bool:
-    """Whether `code` begins with a whole instruction."""
+def complete(code: bytes, bits: int) -> int:
+    """Length of the instruction that `code` begins with; 0 if it is cut off."""
     import capstone
     mode = {16: capstone.CS_MODE_16, 32: capstone.CS_MODE_32, 64: capstone.CS_MODE_64}[bits]
-    return next(capstone.Cs(capstone.CS_ARCH_X86, mode).disasm_lite(code, 0, 1), None) is not None
+    return next((size for _, size, _, _ in capstone.Cs(capstone.CS_ARCH_X86, mode).disasm_lite(code, 0, 1)), 0)

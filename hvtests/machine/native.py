@@ -18,8 +18,8 @@ from hvtests.machine import layout as L
 (BOX_CPU, BOX_LOOP_EXIT, BOX_TLB_FILL, BOX_TICKS, BOX_DEADLINE, BOX_LINEAR, BOX_ACCESS, BOX_IO, BOX_IO_VALUE,
  BOX_NO_FETCH, BOX_FETCH_ONLY, BOX_PAGES, BOX_TLBS, BOX_LOOP_EXIT_RESTORE, BOX_ENV, BOX_EVENT, BOX_PYTHON,
  BOX_TLB_FLUSH, BOX_CC_COMPUTE, BOX_ALARM, BOX_GUEST_DEADLINE, BOX_REQUESTS, BOX_DEBUGCTL, BOX_SIDE,
- BOX_CODE_PAGES, BOX_STEP) = range(26)
-BOX_EXTENSION = 26      # from here on for whoever replaces BOX_EVENT
+ BOX_CODE_PAGES, BOX_STEP, BOX_BLOCK) = range(27)
+BOX_EXTENSION = 27      # from here on for whoever replaces BOX_EVENT
 BOX_WORDS = 64
 
 _LEAVE = f"mov dword ptr [rdi + {L.EXCEPTION_INDEX_AT}]"
@@ -73,6 +73,7 @@ _THUNKS = {
         mov   edx, edx
         add   rax, rdx
         mov   [rcx + {8 * BOX_TICKS}], rax
+        mov   [rcx + {8 * BOX_BLOCK}], rsi
         ret
         late:
         mov   rdi, [rcx + {8 * BOX_CPU}]

@@ -21,7 +21,8 @@ from hvtests.machine.events import (
     exception,
 )
 from hvtests.machine.fabric import ALWAYS
-from hvtests.machine.paging import PageFault
+from hvtests.machine.paging import PRESENT, WRITE, AccessFault, PageFault
+from hvtests.machine.restart import keep_flags, load_of_a_write, opcode_of
 from hvtests.machine.stop import Stop, StopKind, StopRun, unmodelled
 from hvtests.machine.syscalls import syscall, sysenter
 
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
     from hvtests.machine.machine import Machine
 
 UD, INT1 = 6, b"\xf1"      # the engine does not know INT1
-RFLAGS_TF, DR6_BS = 1 << 8, 1 << 14
+RFLAGS_TF, DR6_BS, CR4_SMAP = 1 << 8, 1 << 14, 1 << 21
+FAR_RETURNS, FAR_FRAME = frozenset((0xCA, 0xCB, 0xCF)), 40
 XSETBV = b"\x0f\x01\xd1"
 # CR and DR intercepts, 16 bits each: CR read, CR write, DR read, DR write
 ROOT_CR_DR = 1 << 8 | (1 | 1 << 3 | 1 << 4 | 1 << 8) << 16 | 0xFF << 32 | 0xFF << 48
@@ -94,13 +96,43 @@ class RootMode:
                 return
             if self.cpu.code()[:1] == INT1:
                 return self.software_interrupt()
-        if vector == GP and self.cpu.code()[:3] == XSETBV:
-            return self.attempt(self.machine.instructions.xsetbv)
+        if vector == GP:
+            if self.cpu.code()[:3] == XSETBV:
+                return self.attempt(self.machine.instructions.xsetbv)
+            self.check_target()
         if vector == PAGE_FAULT:
             if self.machine.retry_split_fetch(error_code):
                 return
+            if self.retry_far_return(error_code):
+                return
+            keep_flags(self.cpu, self.fabric)
+            if load_of_a_write(self.cpu, self.fabric):
+                error_code |= WRITE
             self.cpu.cr2 = self.fabric.fault_address
         self.inject(exception(vector, error_code))
+
+    def check_target(self) -> None:
+        """#GP by the engine: it raises that of a transfer to an address that is not canonical after the transfer."""
+        rip = self.cpu.rip
+        if self.cpu.code_bits == 64 and rip >> 47 not in (0, 0x1FFFF):
+            raise unmodelled(f"transfer to {rip:#x}, which is not canonical (SYSRET, or a jump, call or return)")
+
+    def retry_far_return(self, error_code: int) -> bool:
+        """#PF by the engine: it reads the stack of RETF and IRET at CPL 3 as supervisor, which SMAP forbids. Whether it
+        was that, and the instruction runs once more without SMAP."""
+        cpu, fabric = self.cpu, self.fabric
+        if cpu.cpl != 3 or not cpu.cr4 & CR4_SMAP or error_code != PRESENT:
+            return False
+        found = opcode_of(cpu.code() + b"\x00", cpu.code_bits)
+        top = cpu.linear_address(L.SS, cpu.gprs[L.Q_RSP])
+        if found is None or found[0] not in FAR_RETURNS or not 0 <= fabric.fault_address - top < FAR_FRAME:
+            return False
+        try:
+            cpu.translate(fabric.fault_address, user=True)
+        except AccessFault:
+            return False
+        self.machine.run_without_smap()
+        return True
 
     def inject(self, event: Event) -> None:
         """Deliver an event, and what goes wrong with that, down to a triple fault."""

@@ -198,6 +198,27 @@ class Accesses:
         io.check_permission(self.cpu, access.port, access.size)
         if not self._port_exits(access.port, access.size):
             return io.perform(self.cpu, self.machine.ports, access)
+        self._port_exit(access)
+
+    def outs_exits(self) -> bool:
+        """The load of the instruction at RIP did not come about: whether it is that of OUTS, which exits, or is
+        refused, before it loads (SDM 3C 26.1.1)."""
+        found = self.cpu.instruction()
+        if found is None or found.opcode not in (0x6E, 0x6F):
+            return False
+        size = 1 if found.opcode == 0x6E else min(found.operand_size, 32) // 8
+        access = io.PortAccess(found, self.fabric.q[L.Q_RDX] & 0xFFFF, size, 0, False)
+        try:
+            io.check_permission(self.cpu, access.port, size)
+        except Fault as fault:
+            self.vmx.events.fault(fault)
+            return True
+        if not self._port_exits(access.port, size):
+            return False
+        self._port_exit(access)
+        return True
+
+    def _port_exit(self, access: io.PortAccess) -> None:
         found = access.instruction
         qualification = (access.size - 1 | access.input << 3 | access.string << 4 | access.repeated << 5
                          | access.immediate << 6 | access.port << 16)

@@ -30,7 +30,7 @@ _LINEAR, _PHYSICAL = WORD["GUEST_LINEAR_ADDRESS"], WORD["GUEST_PHYSICAL_ADDRESS"
 _PDPTES = tuple(WORD[f"GUEST_PDPTR{n}"] for n in range(4))
 _TASK_BASE = L.q_base(L.TR)
 STORE_LMA = 1 << 5      # IA32_VMX_MISC
-RFLAGS_RF = 1 << 16
+RFLAGS_TF, RFLAGS_RF = 1 << 8, 1 << 16
 EPT_VIOLATION, EPT_MISCONFIGURATION, PML_FULL = 48, 49, 62
 LINEAR_VALID, FINAL_ACCESS, NMI_UNBLOCKING = 1 << 7, 1 << 8, 1 << 12
 
@@ -106,6 +106,7 @@ class Exit:
                information: int = 0, *, keep: bool = False, activity: int = c.ACTIVE, pending: int = 0) -> None:
         vmx, guest = self.vmx, vmcs.q
         vmx.monitor_trap.disarm()
+        vmx.events.restore_nmi_blocking()
         guest[_REASON], guest[_QUALIFICATION], guest[_LENGTH] = reason, qualification, length
         guest[_INFO] = information
         if not keep:
@@ -113,6 +114,8 @@ class Exit:
         guest[_ENTRY_INFO] &= ~c.INFO_VALID
         vmx.exits.add(vmcs.address, reason, qualification, self.fabric.q[L.Q_RIP], length, information)
         self._save(vmcs, vmx.controls, resume_flag)
+        if guest[_INTERRUPTIBILITY] & c.BLOCKING_BY_MOV_SS and guest[L.Q_RFLAGS] & RFLAGS_TF:
+            pending |= c.PENDING_DEBUG_BS       # of MOV SS itself: held back by it (SDM 3C 28.3.4)
         guest[_ACTIVITY], guest[_PENDING] = activity, pending
         if vmx.controls.msr_lists:
             self._store_msrs(vmcs)
@@ -141,7 +144,7 @@ class Exit:
             guest[_ENTRY_CONTROLS] = guest[_ENTRY_CONTROLS] & ~c.IA32E_MODE_GUEST | (
                 c.IA32E_MODE_GUEST if efer >> 10 & 1 else 0)
             controls.entry = guest[_ENTRY_CONTROLS]
-        hflags = i[L.I_HFLAGS]
+        hflags = i[L.I_HFLAGS] | (L.HF_SMAP if q[L.Q_CR + 4] >> 21 & 1 else 0)
         blocking = self.vmx.events.blocking(guest[L.Q_RIP]) if hflags & L.HF_INHIBIT_IRQ else 0
         guest[_INTERRUPTIBILITY] = blocking | (c.BLOCKING_BY_NMI if i[L.I_HFLAGS2] & L.HF2_NMI else 0)
         vmcs.i[L.I_HFLAGS] = hflags

@@ -24,19 +24,21 @@ from hvtests.machine.events import (
     escalate,
     exception,
 )
-from hvtests.machine.paging import PageFault
+from hvtests.machine.machine import complete
+from hvtests.machine.paging import WRITE, PageFault
+from hvtests.machine.restart import ACCESS_FETCH, ACCESS_LOAD, keep_flags, load_of_a_write
 from hvtests.machine.stop import Stop, StopKind, StopRun, unmodelled
 from hvtests.vmx import bits as c
 from hvtests.vmx.ept import EptExit
 from hvtests.vmx.exit import event_information
-from hvtests.vmx.shadow import ACCESS_FETCH
 
 if TYPE_CHECKING:
     from hvtests.vmx.model import Vmx
 
 EXCEPTION_NMI, EXTERNAL_INTERRUPT, TRIPLE_FAULT, INTERRUPT_WINDOW, NMI_WINDOW, TASK_SWITCH = 0, 1, 2, 7, 8, 9
 PREEMPTION_TIMER = 52
-STI, POP_SS = 0xFB, 0x17
+STI, MOV_SEGMENT, LONGEST_MOV_SS = 0xFB, 0x8E, 7
+RFLAGS_TF = 1 << 8
 DR6_CONDITIONS = 0x600F      # B3 to B0, BD, BS
 TASK_BY_GATE = 3 << 30
 
@@ -47,6 +49,7 @@ class GuestEvents:
     def __init__(self, vmx: Vmx) -> None:
         self.vmx, self.machine = vmx, vmx.machine
         self.fabric, self.cpu = vmx.machine.fabric, vmx.machine.cpu
+        self.keeps_nmis_blocked = False     # an IRET runs that must not unblock them
 
     # -- exceptions ------------------------------------------------------------------------------------------------
 
@@ -58,6 +61,14 @@ class GuestEvents:
                 return
             if self.machine.retry_split_fetch(error_code):
                 return
+            if self.machine.root.retry_far_return(error_code):
+                self.vmx.monitor_trap.again()
+                return
+            if self.fabric.fault_access == ACCESS_LOAD and self.vmx.intercepts.accesses.outs_exits():
+                return
+            keep_flags(self.cpu, self.fabric)
+            if load_of_a_write(self.cpu, self.fabric):
+                error_code |= WRITE
             self.inject(exception(PAGE_FAULT, error_code), self.fabric.fault_address)
         elif vector == DEBUG:
             conditions = self.cpu.dr[6] & DR6_CONDITIONS
@@ -165,6 +176,8 @@ class GuestEvents:
         hflags2 = self.fabric.i[L.I_HFLAGS2] & ~(L.HF2_HIF | L.HF2_VINTR)
         self.fabric.i[L.I_HFLAGS2] = hflags2 | (L.HF2_HIF | L.HF2_VINTR if always else 0)
         self.fabric.set_requests(request)
+        if self._iret_leaves_nmis_blocked():
+            self.vmx.intercepts.intercept_iret(True)
         if controls.proc & c.NMI_WINDOW_EXITING:
             self._watch_nmi_window()
 
@@ -217,9 +230,25 @@ class GuestEvents:
             self.vmx.exit.event(NMI_WINDOW)
 
     def iret(self) -> None:
-        """IRET with NMI-window exiting: let it run alone and look again."""
+        """IRET with NMI-window exiting, or one that leaves NMIs blocked: let it run alone and look again."""
         self.vmx.intercepts.intercept_iret(False)
-        self.machine.after_one_instruction(self._update_if_inside)
+        self.keeps_nmis_blocked = self._iret_leaves_nmis_blocked()
+        self.machine.after_one_instruction(self._after_iret)
+
+    def _iret_leaves_nmis_blocked(self) -> bool:
+        """IRET unblocks NMIs only without NMI exiting; with virtual NMIs, it unblocks those (SDM 3C 26.3 [25.3])."""
+        return self.cpu.nmi_blocked and self.vmx.controls.pin & (c.NMI_EXITING | c.VIRTUAL_NMIS) == c.NMI_EXITING
+
+    def _after_iret(self) -> None:
+        self.restore_nmi_blocking()
+        self._update_if_inside()
+
+    def restore_nmi_blocking(self) -> None:
+        """After such an IRET, or at the VM exit that came first."""
+        if self.keeps_nmis_blocked:
+            self.keeps_nmis_blocked = False
+            if self.vmx.guest is not None:
+                self.cpu.nmi_blocked = True
 
     # -- special states --------------------------------------------------------------------------------------------
 
@@ -256,6 +285,8 @@ class GuestEvents:
     def pending_debug(self, pending: int, interruptibility: int) -> None:
         """Pending debug exceptions at VM entry: #DB before the first instruction (SDM 3C 27.7.3)."""
         if interruptibility & c.BLOCKING_BY_MOV_SS:
+            if pending & DR6_CONDITIONS == c.PENDING_DEBUG_BS and self.cpu.rflags & RFLAGS_TF:
+                return      # the trap of the instruction that MOV SS protects comes in its place
             raise unmodelled("VM entry with pending debug exceptions and blocking by MOV SS")
         conditions = pending & DR6_CONDITIONS
         if not self.vmx.controls.exceptions & 1 << DEBUG:
@@ -264,9 +295,18 @@ class GuestEvents:
 
     def blocking(self, rip: int) -> int:
         """Whether STI or MOV SS blocks events, when one of them does: by the instruction before RIP."""
-        linear = rip - 1 if self.cpu.code_bits == 64 else self.cpu.segment(L.CS).base + rip - 1 & 0xFFFF_FFFF
-        try:
-            before = self.cpu.read_linear(linear, 1, user=False)[0]
-        except (PageFault, EptExit):
-            return c.BLOCKING_BY_MOV_SS
-        return c.BLOCKING_BY_STI if before == STI else c.BLOCKING_BY_MOV_SS
+        before = b""
+        for distance in range(1, LONGEST_MOV_SS + 1):
+            try:
+                before = self.cpu.read_linear(self._linear(rip - distance), 1, user=False) + before
+            except (PageFault, EptExit):
+                break
+            if distance == 1 and before[0] != STI:
+                return c.BLOCKING_BY_MOV_SS
+            if distance > 1 and before[0] == MOV_SEGMENT and before[1] >> 3 & 7 == L.SS and complete(
+                    before, self.cpu.code_bits) == distance:
+                return c.BLOCKING_BY_MOV_SS
+        return c.BLOCKING_BY_STI if before else c.BLOCKING_BY_MOV_SS
+
+    def _linear(self, rip: int) -> int:
+        return rip if self.cpu.code_bits == 64 else self.cpu.segment(L.CS).base + rip & 0xFFFF_FFFF

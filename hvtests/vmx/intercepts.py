@@ -10,6 +10,7 @@ from hvtests.machine.decode import Instruction
 from hvtests.machine.delivery import GP, Fault
 from hvtests.machine.fabric import ALWAYS
 from hvtests.machine.paging import PageFault
+from hvtests.machine.restart import keep_flags, load_of_a_write
 from hvtests.machine.syscalls import syscall, sysenter
 from hvtests.vmx import bits as c
 from hvtests.vmx.accesses import Accesses
@@ -25,8 +26,10 @@ RFLAGS_TF, DR6_BS = 1 << 8, 1 << 14
 CPUID, GETSEC, HLT, INVD, INVLPG, RDPMC, RDTSC = 10, 11, 12, 13, 14, 15, 16
 MWAIT, MONITOR, PAUSE, GDTR_IDTR, LDTR_TR, RDTSCP, PREEMPTION_TIMER, WBINVD, XSETBV = 36, 39, 40, 46, 47, 51, 52, 54, 55
 VMFUNC = 59
-CR4_VMXE, CR4_SMXE = 1 << 13, 1 << 14
-_XSETBV, _VMFUNC = b"\x0f\x01\xd1", b"\x0f\x01\xd4"
+CR4_PCE, CR4_VMXE, CR4_SMXE = 1 << 8, 1 << 13, 1 << 14
+_XSETBV, _VMFUNC, _RDPMC = b"\x0f\x01\xd1", b"\x0f\x01\xd4", b"\x0f\x33"
+# Bytes -> control and exit reason
+_WAITS = {b"\x0f\x01\xc8": (c.MONITOR_EXITING, MONITOR), b"\x0f\x01\xc9": (c.MWAIT_EXITING, MWAIT)}
 FUNCTIONS, EPTP_SWITCHING, EPTP_ENTRIES = 64, 0, 512
 _NO_REGISTER_2 = frozenset(("VMCLEAR", "VMPTRLD", "VMPTRST", "VMXON"))
 _OPERANDLESS = frozenset(("VMCALL", "VMLAUNCH", "VMRESUME", "VMXOFF"))
@@ -127,13 +130,23 @@ class Intercepts:
         access = EXECUTE if error_code & 16 else WRITE if error_code & 2 else READ
         if access == EXECUTE and self.vmx.monitor_trap.first():
             return
+        keep_flags(self.cpu, fabric)
         try:
+            if access == READ and load_of_a_write(self.cpu, fabric):
+                self.cpu.translate(fabric.fault_linear, write=True)     # what the guest's own tables forbid comes first
+                access |= WRITE
             self.vmx.ept.fill(shadow, address, access)
             self.vmx.monitor_trap.again()
         except EptExit as failure:
             if error_code & 16 and self.machine.retry_split_fetch(16, fabric.fault_linear):
                 return
+            if access & READ and self.accesses.outs_exits():
+                return
+            if failure.walk:
+                return self.vmx.exit.ept(failure)
             self.vmx.exit.ept(failure if failure.log_full else self.vmx.ept.explain(shadow, address))
+        except PageFault as fault:
+            self.vmx.events.fault(fault)
 
     def restricted_page(self) -> None:
         """A fetch from a page that may not be executed, or a read from one that may only be executed."""
@@ -143,7 +156,11 @@ class Intercepts:
             return
         if self.fabric.fault_access == 2 and self.machine.retry_split_fetch(16, self.fabric.fault_linear):
             return
-        self.vmx.exit.ept(self.vmx.ept.explain(shadow, self.fabric.fault_linear))
+        keep_flags(self.cpu, self.fabric)
+        try:
+            self.vmx.exit.ept(self.vmx.ept.explain(shadow, self.fabric.fault_linear))
+        except PageFault as fault:
+            self.vmx.events.fault(fault)
 
     # -- instructions ----------------------------------------------------------------------------------------------
 
@@ -177,6 +194,8 @@ class Intercepts:
             self.do.rdtsc(controls.tsc)
 
     def rdpmc(self) -> None:
+        if self.cpu.cpl and not self.cpu.cr4 & CR4_PCE:
+            raise Fault(GP, 0)
         if self.vmx.controls.proc & c.RDPMC_EXITING:
             self.vmx.exit.instruction(RDPMC, self.do.current().length)
         else:
@@ -280,8 +299,16 @@ class Intercepts:
         return bool(self.vmx.model.ept_vpid >> (20 if name == "INVEPT" else 32) & 1)
 
     def general_protection(self) -> None:
-        """#GP: XSETBV at CPL 0 exits before its operands are looked at; the rest is the guest's exception."""
-        if self.cpu.code()[:3] == _XSETBV and self.cpu.cpl == 0:
+        """#GP: XSETBV, MONITOR and MWAIT at CPL 0 exit before their operands are looked at, and the engine takes
+        CR4.PCE the wrong way round; the rest is the guest's exception."""
+        code, cpl = self.cpu.code()[:3], self.cpu.cpl
+        control, reason = _WAITS.get(code, (0, 0))
+        if code == _XSETBV and cpl == 0:
             self.vmx.exit.instruction(XSETBV, 3)
+        elif self.vmx.controls.proc & control and cpl == 0:
+            self.vmx.exit.instruction(reason, 3)
+        elif code[:2] == _RDPMC and cpl and self.cpu.cr4 & CR4_PCE:
+            self.attempt(self.rdpmc)
         else:
+            self.machine.root.check_target()
             self.vmx.events.raised(GP)

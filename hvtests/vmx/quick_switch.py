@@ -245,7 +245,7 @@ vmresume:
     cmp   qword ptr {box(n.BOX_REQUESTS)}, 0
     jne   leave
     mov   r9, {field("GUEST_INTERRUPTIBILITY_INFO")}
-    test  r9d, {-1 & ~8 & 0x7FFFFFFF}
+    test  r9d, {0x7FFFFFFF}
     jne   leave
     mov   rax, {field("GUEST_ACTIVITY_STATE")}
     or    rax, {field("GUEST_PENDING_DBG_EXCEPTIONS")}

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from hvtests.machine import layout as L
 from hvtests.machine.paging import walk
+from hvtests.machine.restart import ACCESS_FETCH, ACCESS_STORE, reads_and_writes
 from hvtests.machine.stop import unmodelled
 from hvtests.vmx import bits as c
 from hvtests.vmx.ept import ADDRESS, EXECUTE, READ, WRITE, Ept, EptExit, GuestMemory, Translation
@@ -20,7 +21,6 @@ _PAGES_FROM = L.NESTED_ROOT_AT
 _ADDRESS = 0x000F_FFFF_FFFF_F000
 PML_ENTRIES = 512
 _PML_INDEX = WORD["GUEST_PML_INDEX"]
-ACCESS_LOAD, ACCESS_STORE, ACCESS_FETCH = 0, 1, 2
 
 
 class Shadow:
@@ -157,11 +157,12 @@ class ShadowTables:
         """
         fabric, cpu = self._fabric, self._machine.cpu
         access = fabric.fault_access
+        both = access != ACCESS_FETCH and reads_and_writes(cpu.code(), cpu.code_bits)
         cpu.linear = fabric.fault_linear
         try:
-            physical = walk(cpu.regime(), shadow.memory, cpu.linear, write=access == ACCESS_STORE,
+            physical = walk(cpu.regime(), shadow.memory, cpu.linear, write=both or access == ACCESS_STORE,
                             fetch=access == ACCESS_FETCH, user=cpu.cpl == 3)
-            shadow.ept.walk(physical, (READ, WRITE, EXECUTE)[access])
+            shadow.ept.walk(physical, READ | WRITE if both else (READ, WRITE, EXECUTE)[access])
         except EptExit as failure:
             return failure
         raise unmodelled(f"guest page tables at guest-physical {address:#x} in memory that EPT makes read-only, "
