@@ -11,9 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from hvtests.fuzz.image import Outcome
-from hvtests.fuzz.programs import TF, Program
+from hvtests.fuzz.programs import Program
 
-DB_VECTOR, GP_VECTOR, PF_VECTOR, AC_VECTOR = 1, 13, 14, 17
+GP_VECTOR, PF_VECTOR, AC_VECTOR = 13, 14, 17
 _READ_AND_WRITE = r"\b(add|xor|inc|not|xadd) (dword ptr |byte ptr )?\[|\block "
 
 
@@ -57,9 +57,6 @@ KNOWN: tuple[Known, ...] = (
           "the engine lets software write through a read-only data segment or a code segment, and read through an "
           "execute-only one", r"\bmov (ds|es|ss), ecx", None,
           lambda program, _, theirs: program.mode.endswith("32") and theirs["VECTOR"] == GP_VECTOR),
-    Known("INT n with TF", "SDM 3B 18.3.1.4", "the model of a guest raises a single-step trap after INT n, whose "
-          "handler runs with TF = 0, and after the fault of one", r"\bint(3| 0x)|\.byte 0xf1|0xcd", None,
-          lambda program, ours, _: bool(program.rflags & TF) and ours["VECTOR"] == DB_VECTOR),
 )
 
 
